@@ -1,0 +1,46 @@
+"""What the user gave wrong: one line that names the value found, what was allowed and what mends it."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+
+class UserError(ValueError):
+    """A mistake in the user's input, settings or files, told in one line without a traceback.
+
+    Everything below the entries raises it where a user can mend the cause; a programming error keeps its own
+    exception and traceback.
+    """
+
+
+def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
+    """Say which known names are closest to `name`, as a clause to end an error message with.
+
+    Args:
+        name: The name that was not found.
+        known: The names there are.
+        count: How many to list at most.
+
+    Returns:
+        For example ``did you mean optim.lr?``; the sorted known names where none is close.
+    """
+    names = sorted(set(known))
+    close = difflib.get_close_matches(name, names, n=count, cutoff=0.5)
+    return f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(names)}"
+
+
+@contextmanager
+def one_line_errors(program: str) -> Iterator[None]:
+    """Turn a `UserError` into one line on stderr and exit code 2; other exceptions pass through.
+
+    Args:
+        program: The command's name, printed before the message.
+    """
+    try:
+        yield
+    except UserError as error:
+        print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        raise SystemExit(2) from None

@@ -1,0 +1,1 @@
+"""GeoTIFF to valid, physical chips; knows no torch."""

@@ -1,0 +1,1 @@
+"""Frozen backbone to evidence: features, heads, metrics, baselines, report."""

@@ -1,0 +1,1 @@
+"""How a run goes on, ends, is saved and is watched."""

@@ -1,0 +1,1 @@
+"""Chip to global and local views; knows no raster."""
