@@ -1,0 +1,307 @@
+"""Every setting of every command: typed, with its unit and its source. Used by the entries alone.
+
+A value of `None` is filled in at the start of a run (`resolve`), from the size of the archive where a comment says so;
+RUN/config.yaml holds what came out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import yaml
+
+from ssl_geo.commandline import parse
+from ssl_geo.errors import UserError
+
+
+@dataclass
+class DataConfig:
+    """Which imagery, and how its numbers become reflectance."""
+
+    paths: list[str] = field(default_factory=list)
+    """folders or files of GeoTIFF or JPEG 2000 scenes (short form: --data DIR ...); none: the embedded sample"""
+    labels: str | None = None
+    """folder of label GeoTIFFs named like the scenes, only to watch a kNN score while training"""
+    bands: list[str] | None = None
+    """bands the backbone takes, in order; default: the ten of 10 and 20 m, B02 B03 B04 B05 B06 B07 B08 B8A B11 B12"""
+    band_names: list[str] | None = None
+    """names of the bands of files that name none, in file order"""
+    level: Literal["L1C", "L2A"] | None = None
+    """product level of files that do not tell"""
+    scale: float | None = None
+    """reflectance = (DN + offset) * scale, for files that do not tell; Sentinel-2 integers: 1e-4"""
+    offset: float | None = None
+    """DN added before scaling, for files that do not tell; -1000 from processing baseline 04.00 on"""
+    nodata: float | None = None
+    """value of unusable pixels, for files that do not declare it; 0 is always taken so in Sentinel-2 integers"""
+    chip_size: int = 64
+    """side of a chip in pixels of the finest grid (10 m)"""
+    min_valid: float = 0.9
+    """least share of valid pixels of a chip"""
+    allow_mixed: bool = False
+    """take product levels or offsets that differ between scenes; each is read with its own offset"""
+    max_unreadable: float = 0.01
+    """largest share of unreadable scenes to go on with"""
+    statistics_chips: int = 20_000
+    """chips, drawn by seed, that the statistics are computed from"""
+    mean: list[float] | None = None
+    """mean reflectance of each band for standardizing; default: that of the indexed chips"""
+    std: list[float] | None = None
+    """standard deviation of each band's reflectance; default: that of the indexed chips"""
+    cache: str = "~/.cache/ssl_geo"
+    """folder where indexes are kept between runs"""
+    workers: int | None = None
+    """loader processes of each rank; default: one less than the cores it has, at most 8"""
+
+
+@dataclass
+class ViewsConfig:
+    """The multi-crop recipe (arXiv 2104.14294, section 3.1 and appendix E; Caron et al. 2020, arXiv 2006.09882)."""
+
+    global_size: int | None = None
+    """side of the two global views in pixels; default: the chip's, rounded down to the patch size"""
+    local_size: int | None = None
+    """side of the local views in pixels; default: half of the chip's, rounded down to the patch size"""
+    local_count: int = 6
+    """number of local views"""
+    global_scale: tuple[float, float] = (0.4, 1.0)
+    """share of the chip's area that a global view covers"""
+    local_scale: tuple[float, float] = (0.05, 0.4)
+    """share of the chip's area that a local view covers"""
+    channel_repeat: float = 0.2
+    """probability that the first global view shows one random band in all channels; the origin: 1"""
+    rotate90: bool = True
+    """rotate by multiples of 90 degrees and flip vertically too: seen from above there is no up"""
+    blur: tuple[float, float, float] = (1.0, 0.1, 0.5)
+    """probability of Gaussian blur in the first global, the second global and the local views"""
+    solarize: float = 0.2
+    """probability of solarizing the second global view"""
+
+
+@dataclass
+class BackboneConfig:
+    """Any timm model."""
+
+    name: str = "resnet18"
+    """name in timm; `python -c "import timm; print(timm.list_models('vit*'))"` lists them"""
+    arguments: dict[str, Any] = field(default_factory=dict)
+    """further arguments of the timm model, for example {patch_size: 8}"""
+    weights: str | None = None
+    """file to start from (.safetensors, .pth) of the same timm model; RGB filters are spread over the bands"""
+
+
+@dataclass
+class DINOConfig:
+    """The method (arXiv 2104.14294). Defaults of None depend on the number of chips: see PRESETS."""
+
+    out_dim: int | None = None
+    """prototypes K"""
+    hidden_dim: int = 2048
+    """width of the head"""
+    bottleneck_dim: int = 256
+    """width before the prototypes"""
+    norm_last_layer: bool = True
+    """keep the prototypes at length 1"""
+    freeze_last_layer_steps: int | None = None
+    """steps at the start in which the prototypes stay as they are"""
+    teacher_momentum: float | None = None
+    """EMA momentum of the teacher at the start; goes to 1 along a cosine"""
+    student_temp: float = 0.1
+    """temperature of the student's softmax"""
+    teacher_temp: float = 0.04
+    """temperature of the teacher's softmax after warm-up"""
+    warmup_teacher_temp: float = 0.04
+    """temperature of the teacher's softmax at the start"""
+    warmup_teacher_temp_steps: int = 0
+    """steps of linear warm-up of the teacher's temperature"""
+    center_momentum: float = 0.9
+    """EMA momentum of the center"""
+    one_pass_per_view: bool = False
+    """forward each view alone: less memory, more time"""
+
+
+@dataclass
+class OptimConfig:
+    """AdamW, one step after another."""
+
+    batch_size: int = 64
+    """chips a step, over all ranks"""
+    accumulate: int = 1
+    """micro-batches that a rank's share is split into"""
+    lr: float | None = None
+    """peak learning rate for a batch of 256; scaled by batch_size / 256"""
+    min_lr: float = 1e-6
+    """learning rate at the end"""
+    warmup_steps: int | None = None
+    """steps of linear warm-up of the learning rate"""
+    weight_decay: tuple[float, float] = (0.04, 0.4)
+    """at the start and at the end of a cosine"""
+    clip: float = 3.0
+    """largest gradient norm of a single parameter tensor (as in the reference, not of all together); 0: no clipping"""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """number format of the forward pass; auto: bf16 where the hardware computes it, else fp32"""
+    max_skipped: int = 5
+    """non-finite steps in a row before the run is given up"""
+
+
+@dataclass
+class LogConfig:
+    """What is written how often, in steps."""
+
+    every: int = 10
+    """log line and curves"""
+    health_every: int = 50
+    """measures of the embeddings"""
+    checkpoint_every: int = 500
+    """checkpoints; one is always written at the end and on SIGTERM, SIGINT or SIGUSR1"""
+    keep: int = 2
+    """checkpoints kept"""
+
+
+@dataclass
+class PretrainConfig:
+    """Pretrain a backbone on unlabelled imagery with DINO."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    views: ViewsConfig = field(default_factory=ViewsConfig)
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    dino: DINOConfig = field(default_factory=DINOConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+    out: str | None = None
+    """run folder to make; default: runs/pretrain-DATE-TIME"""
+    resume: str | None = None
+    """run folder to go on with, from its last checkpoint and its settings"""
+    steps: int | None = None
+    """optimizer steps of the whole run; default: 100 epochs, 300 steps on the embedded sample"""
+    seed: int = 0
+    """of everything random"""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """where to compute; auto: cuda where there is one"""
+
+    # A resumed run may change these: they do not touch its result.
+    FREE: ClassVar[tuple[str, ...]] = ("out", "resume", "device", "data.workers", "data.cache", "log.")
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Settings that depend on how much there is to learn from."""
+
+    name: str
+    below: float  # chips
+    reason: str
+    out_dim: int
+    teacher_momentum: float
+    lr: float
+    warmup: float  # share of the run
+    freeze: float  # share of the run
+
+
+# A small archive wants a faster teacher, fewer prototypes and warm-ups in proportion to a short run, else the loss
+# stays at ln K: facebookresearch/dino issues 43 and 246, dinov2 issue 407. Large: the paper's own values.
+PRESETS = (
+    Preset("small", 10_000, "a faster teacher and few prototypes", 1024, 0.99, 2e-3, 0.1, 0.01),
+    Preset("medium", 200_000, "a slightly faster teacher and fewer prototypes", 8192, 0.994, 1e-3, 0.1, 0.01),
+    Preset("large", math.inf, "the paper's values", 65_536, 0.996, 5e-4, 0.1, 0.01),
+)
+SAMPLE_STEPS = 300
+
+
+def resolve(config: PretrainConfig, chips: int) -> list[str]:
+    """Fill in what was left open, from the number of chips, and check what was given.
+
+    Args:
+        config: Changed in place; `views` sizes are left to the recipe, which knows the patch size.
+        chips: Number of chips in the index.
+
+    Returns:
+        Lines to print: what was chosen and why.
+
+    Raises:
+        UserError: A value that cannot work, with what is allowed.
+    """
+    lines = []
+    preset = next(p for p in PRESETS if chips < p.below)
+    if config.steps is None:
+        config.steps = 100 * math.ceil(chips / config.optim.batch_size) if config.data.paths else SAMPLE_STEPS
+        lines.append(
+            f"steps {config.steps}: {config.steps * config.optim.batch_size / chips:.0f} epochs of {chips} chips"
+        )
+    if config.steps < 1:
+        raise UserError(f"--steps is {config.steps}; it must be at least 1")
+    chosen = {
+        "dino.out_dim": preset.out_dim,
+        "dino.teacher_momentum": preset.teacher_momentum,
+        "optim.lr": preset.lr,
+        "optim.warmup_steps": round(preset.warmup * config.steps),
+        "dino.freeze_last_layer_steps": round(preset.freeze * config.steps),
+    }
+    filled = []
+    for name, value in chosen.items():
+        group, key = name.split(".")
+        if getattr(getattr(config, group), key) is None:
+            setattr(getattr(config, group), key, value)
+            filled.append(f"{name} {value}")
+    if filled:
+        lines.append(f"preset {preset.name} for {chips} chips ({preset.reason}): {', '.join(filled)}")
+    for name in ("optim.warmup_steps", "dino.warmup_teacher_temp_steps", "dino.freeze_last_layer_steps"):
+        group, key = name.split(".")
+        length = getattr(getattr(config, group), key)
+        if not 0 <= length <= config.steps:
+            raise UserError(f"--{name} is {length}; it must lie between 0 and the run's {config.steps} steps (--steps)")
+    if config.optim.batch_size < 1:
+        raise UserError(f"--optim.batch_size is {config.optim.batch_size}; it must be at least 1")
+    if config.log.every < 1 or config.log.health_every < 1 or config.log.checkpoint_every < 1 or config.log.keep < 1:
+        raise UserError("--log.every, --log.health_every, --log.checkpoint_every and --log.keep must be at least 1")
+    return lines
+
+
+def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Name the settings that two resolved configurations do not share, as ``optim.lr 0.001 -> 0.002``."""
+    old, new = _flat(before), _flat(now)
+    return [f"{k} {old.get(k)} -> {new.get(k)}" for k in sorted({*old, *new}) if old.get(k) != new.get(k)]
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict) and key != "arguments":
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Turn a configuration into plain values (tuples become lists), as YAML, JSON and checkpoints hold them."""
+    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
+    return plain
+
+
+def to_yaml(config: Any) -> str:
+    """Write a configuration as the YAML that `--config` reads."""
+    text: str = yaml.safe_dump(to_dict(config), sort_keys=False)
+    return text
+
+
+PROGRAM = "ssl_geo.pretrain"
+
+
+def pretrain_config(argv: list[str] | None = None) -> PretrainConfig:
+    """Settings of `python -m ssl_geo.pretrain`; with `--resume RUN` those of RUN, with the options given on top."""
+    argv = sys.argv[1:] if argv is None else argv
+    short = {"--data": "--data.paths"}
+    usage = f"python -m {PROGRAM} [--config RECIPE.yaml] [--data DIR ...] [--out RUN] [--SETTING VALUE ...]"
+    config = parse(PretrainConfig, PROGRAM, argv, short, usage)
+    if config.resume is None:
+        return config
+    recipe = Path(config.resume) / "config.yaml"
+    if not recipe.is_file():
+        raise UserError(f"--resume {config.resume} is not a run folder: it has no config.yaml")
+    return parse(PretrainConfig, PROGRAM, ["--config", str(recipe), *argv], short, usage)

@@ -1,0 +1,66 @@
+"""Is something being learned? Measures of the representation while it trains, and a plain warning when it collapses."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def embedding_health(embeddings: Tensor) -> dict[str, float]:
+    """Spread of the embeddings of many different chips.
+
+    `embedding_std` is the mean over dimensions of the standard deviation of the L2-normalized embeddings, times √D:
+    1 for embeddings spread evenly over the sphere, 0 for a point (Chen & He 2021, arXiv 2011.10566, section 4.1).
+    `effective_rank` is the exponential of the entropy of the normalized singular values of the centered embeddings
+    (Roy & Vetterli 2007; as a measure of learned features RankMe, Garrido et al. 2023, arXiv 2210.02885).
+
+    Args:
+        embeddings: (N, D), one row a chip.
+    """
+    unit = F.normalize(embeddings.float(), dim=1)
+    spread = unit.std(dim=0).mean() * math.sqrt(unit.shape[1])
+    values = torch.linalg.svdvals(embeddings.float() - embeddings.float().mean(dim=0))
+    share = values / values.sum().clamp_min(1e-12)
+    entropy = -(share * torch.log(share.clamp_min(1e-12))).sum()
+    rank = torch.exp(entropy) if values.sum() > 1e-9 else torch.zeros(())
+    return {"embedding_std": spread.item(), "effective_rank": rank.item()}
+
+
+def knn_accuracy(embeddings: Tensor, labels: Tensor, groups: Tensor, neighbours: int = 10) -> float:
+    """Share of chips whose most similar chips of *other* scenes vote for their class (cosine similarity).
+
+    Args:
+        embeddings: (N, D).
+        labels: (N,) class of each chip.
+        groups: (N,) scene of each chip; a chip's own scene never votes, neighbouring chips are too alike.
+        neighbours: Number of votes, weighted by similarity as in DINO's kNN (temperature 0.07).
+    """
+    unit = F.normalize(embeddings.float(), dim=1)
+    similarity = unit @ unit.T
+    similarity[groups[:, None] == groups[None, :]] = -math.inf
+    votes, nearest = similarity.topk(min(neighbours, len(labels)), dim=1)
+    weights = torch.exp(votes / 0.07)
+    scores = torch.zeros(len(labels), int(labels.max()) + 1).scatter_add_(1, labels[nearest], weights)
+    return float((scores.argmax(dim=1) == labels).float().mean())
+
+
+def collapse_warning(measures: Mapping[str, float]) -> str | None:
+    """Say in one sentence that the representation has collapsed, or None.
+
+    Args:
+        measures: `teacher_entropy`, `ln_k`, `embedding_std`, `effective_rank` where known.
+    """
+    entropy, ln_k = measures.get("teacher_entropy", math.nan), measures.get("ln_k", math.nan)
+    if entropy > 0.99 * ln_k:
+        return f"the teacher answers evenly over all prototypes (entropy {entropy:.3f} of ln K = {ln_k:.3f})"
+    if entropy < 0.01 * ln_k:
+        return f"the teacher answers with single prototypes (entropy {entropy:.3f} of ln K = {ln_k:.3f})"
+    if measures.get("embedding_std", 1.0) < 0.02:
+        return f"all chips have nearly the same embedding (spread {measures['embedding_std']:.3f} of 1)"
+    if measures.get("effective_rank", math.inf) < 2:
+        return f"embeddings lie on a line (effective rank {measures['effective_rank']:.1f})"
+    return None

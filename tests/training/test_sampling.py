@@ -1,0 +1,38 @@
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ssl_geo.training.sampling import StepBatches
+
+
+def batches(**settings):
+    return list(StepBatches(**{"chips": 10, "batch_size": 4, "start": 0, "stop": 5, "seed": 0, **settings}))
+
+
+def test_every_chip_is_seen_once_an_epoch():
+    keys = [key for batch in batches() for key in batch]
+    for epoch in (0, 1):
+        assert sorted(chip for e, chip in keys if e == epoch) == list(range(10))
+
+
+def test_epochs_and_seeds_differ():
+    keys = [key for batch in batches() for key in batch]
+    assert [c for e, c in keys if e == 0] != [c for e, c in keys if e == 1]
+    assert batches(seed=1) != batches()
+
+
+@given(st.integers(1, 40), st.integers(1, 8), st.integers(0, 9), st.integers(1, 4))
+def test_starting_anywhere_gives_the_same_batches(chips, share, start, world):
+    settings = {"chips": chips, "batch_size": share * world, "stop": 10, "seed": 3}
+    assert batches(**settings, start=start) == batches(**settings, start=0)[start:]
+
+
+@given(st.integers(1, 40), st.integers(1, 8), st.integers(1, 4))
+def test_the_ranks_together_see_what_one_process_sees(chips, share, world):
+    settings = {"chips": chips, "batch_size": share * world, "seed": 3}
+    ranks = [batches(**settings, rank=r, world=world) for r in range(world)]
+    together = [[key for part in parts for key in part] for parts in zip(*ranks, strict=True)]
+    assert together == batches(**settings)
+
+
+def test_an_archive_smaller_than_a_batch_goes_round():
+    assert [len(batch) for batch in batches(chips=1)] == [4] * 5
