@@ -12,12 +12,12 @@ import math
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import yaml
 
 from ssl_geo.commandline import parse
-from ssl_geo.errors import UserError
+from ssl_geo.errors import UserError, one_line_errors
 
 
 @dataclass
@@ -185,8 +185,9 @@ class PretrainConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """where to compute; auto: cuda where there is one"""
 
-    # A resumed run may change these: they do not touch its result.
-    FREE: ClassVar[tuple[str, ...]] = ("out", "resume", "device", "data.workers", "data.cache", "log.")
+
+# A resumed run may change these: they do not touch its result.
+FREE = ("out", "resume", "device", "data.workers", "data.cache", "log.")
 
 
 @dataclass(frozen=True)
@@ -262,10 +263,16 @@ def resolve(config: PretrainConfig, chips: int) -> list[str]:
     return lines
 
 
-def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Name the settings that two resolved configurations do not share, as ``optim.lr 0.001 -> 0.002``."""
+def changed_settings(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Name the settings that would change a run's result, as ``optim.lr 0.001 -> 0.002``.
+
+    Args:
+        before: RUN/config.yaml as plain values.
+        now: What was asked for on resuming.
+    """
     old, new = _flat(before), _flat(now)
-    return [f"{k} {old.get(k)} -> {new.get(k)}" for k in sorted({*old, *new}) if old.get(k) != new.get(k)]
+    changed = [k for k in sorted({*old, *new}) if old.get(k) != new.get(k) and not k.startswith(FREE)]
+    return [f"{k} {old.get(k)} -> {new.get(k)}" for k in changed]
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -302,6 +309,11 @@ def pretrain_config(argv: list[str] | None = None) -> PretrainConfig:
     if config.resume is None:
         return config
     recipe = Path(config.resume) / "config.yaml"
-    if not recipe.is_file():
-        raise UserError(f"--resume {config.resume} is not a run folder: it has no config.yaml")
-    return parse(PretrainConfig, PROGRAM, ["--config", str(recipe), *argv], short, usage)
+    with one_line_errors(PROGRAM):
+        if not recipe.is_file():
+            raise UserError(f"--resume {config.resume} is not a run folder: it has no config.yaml")
+        resumed = parse(PretrainConfig, PROGRAM, ["--config", str(recipe), *argv], short, usage)
+        changed = changed_settings(yaml.safe_load(recipe.read_text()), to_dict(resumed))
+        if changed:
+            raise UserError(f"--resume {config.resume} with other settings: {'; '.join(changed)}; leave them out")
+    return resumed

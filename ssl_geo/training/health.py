@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def embedding_health(embeddings: Tensor) -> dict[str, float]:
@@ -64,3 +64,29 @@ def collapse_warning(measures: Mapping[str, float]) -> str | None:
     if measures.get("effective_rank", math.inf) < 2:
         return f"embeddings lie on a line (effective rank {measures['effective_rank']:.1f})"
     return None
+
+
+class Monitor:
+    """A fixed set of chips whose embeddings are measured as the backbone trains.
+
+    Args:
+        images: (N, C, H, W) standardized chips.
+        labels: (N,) class of each chip, or None where there are no labels.
+        scenes: (N,) scene of each chip.
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor | None, scenes: Tensor) -> None:
+        self.images, self.labels, self.scenes = images, labels, scenes
+
+    @torch.no_grad()
+    def measure(self, backbone: nn.Module, batch: int = 64) -> dict[str, float]:
+        """Embed the chips in eval mode and measure; the backbone's mode and statistics stay as they were."""
+        device = next(backbone.parameters()).device
+        training = backbone.training
+        backbone.eval()
+        embeddings = torch.cat([backbone(part.to(device)).cpu() for part in self.images.split(batch)])
+        backbone.train(training)
+        measures = embedding_health(embeddings)
+        if self.labels is not None:
+            measures["knn_accuracy"] = knn_accuracy(embeddings, self.labels, self.scenes)
+        return measures

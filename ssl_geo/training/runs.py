@@ -108,6 +108,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         path = found[-1]
     elif not path.is_file():
         raise UserError(f"{path} does not exist; name a run folder or a checkpoint file")
+    if not zipfile.is_zipfile(path):  # torch's container; anything else (a bare pickle) is not even opened
+        raise UserError(f"{path} is not a readable checkpoint (not torch's zip container, or torn)")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (

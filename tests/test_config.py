@@ -1,0 +1,125 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ssl_geo.config import PretrainConfig, changed_settings, pretrain_config, resolve, to_dict, to_yaml
+from ssl_geo.errors import UserError
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+
+
+def refusal(capsys, *argv: str) -> str:
+    """The one line that the command line ends with."""
+    with pytest.raises(SystemExit) as end:
+        pretrain_config(list(argv))
+    assert end.value.code == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    return lines[0]
+
+
+def test_one_folder_and_several_are_written_alike():
+    assert pretrain_config(["--data", "a"]).data.paths == ["a"]
+    assert pretrain_config(["--data", "a", "b", "--seed", "3"]).data.paths == ["a", "b"]
+    assert pretrain_config(["--data.band_names", "B02", "B03"]).data.band_names == ["B02", "B03"]
+    assert pretrain_config(["--data.band_names", "[B02, B03]"]).data.band_names == ["B02", "B03"]
+    assert pretrain_config(["--views.local_scale", "0.1", "0.3"]).views.local_scale == (0.1, 0.3)
+
+
+def test_a_recipe_and_options_over_it(tmp_path):
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("optim: {lr: 5e-4, batch_size: 8}\nbackbone: {arguments: {patch_size: 8}}\n")
+    config = pretrain_config(["--config", str(recipe), "--optim.batch_size", "16"])
+    assert config.optim.lr == 5e-4  # PyYAML alone reads 5e-4 as a string
+    assert config.optim.batch_size == 16
+    assert config.backbone.arguments == {"patch_size": 8}
+
+
+@pytest.mark.parametrize("recipe", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.name)
+def test_every_recipe_is_understood(recipe):
+    config = pretrain_config(["--config", str(recipe)])
+    resolve(config, 50_000)
+    assert yaml.safe_load(to_yaml(config)) == to_dict(config)
+
+
+def test_the_origins_statistics_are_big_earth_nets():
+    data = pretrain_config(["--config", str(CONFIGS / "origin.yaml")]).data
+    mean, std = dict(zip(data.bands, data.mean, strict=True)), dict(zip(data.bands, data.std, strict=True))
+    assert data.bands == ["B02", "B03", "B04", "B05", "B06", "B07", "B11", "B08", "B8A", "B12"]
+    assert (mean["B02"], mean["B11"], mean["B8A"]) == pytest.approx((0.042994, 0.159443, 0.226646), abs=1e-6)
+    assert (std["B02"], std["B11"], std["B12"]) == pytest.approx((0.057242, 0.107919, 0.081887), abs=1e-6)
+
+
+def test_an_unknown_setting_is_refused_with_the_nearest(capsys, tmp_path):
+    assert "unknown setting optim.lrr; the nearest known one is optim.lr" in refusal(capsys, "--optim.lrr", "1")
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("optim: {lrr: 1}")
+    assert "unknown setting optim.lrr; the nearest known one is optim.lr" in refusal(capsys, "--config", str(recipe))
+
+
+def test_a_value_of_another_type_is_refused(capsys):
+    assert "optim.batch_size" in refusal(capsys, "--optim.batch_size", "many")
+    assert "views.blur" in refusal(capsys, "--views.blur", "1", "2")
+
+
+def test_resuming_what_is_no_run_is_refused(capsys, tmp_path):
+    assert "is not a run folder: it has no config.yaml" in refusal(capsys, "--resume", str(tmp_path))
+
+
+def test_resuming_takes_the_settings_of_the_run(tmp_path):
+    (tmp_path / "config.yaml").write_text(to_yaml(pretrain_config(["--optim.lr", "0.5", "--steps", "7"])))
+    config = pretrain_config(["--resume", str(tmp_path)])
+    assert (config.optim.lr, config.steps, config.resume) == (0.5, 7, str(tmp_path))
+
+
+def test_help_answers_without_torch():
+    code = (
+        "import sys, ssl_geo, ssl_geo.config; print([m for m in sys.modules if m.split('.')[0] in ('torch', 'timm')])"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
+@given(st.integers(1, 10**7), st.integers(1, 10_000))
+def test_presets_fit_any_archive_and_any_length(chips, steps):
+    config = PretrainConfig(steps=steps)
+    resolve(config, chips)
+    assert 0 <= config.optim.warmup_steps <= steps
+    assert 0 <= config.dino.freeze_last_layer_steps <= steps
+    assert 0.9 < config.dino.teacher_momentum < 1
+
+
+def test_a_small_archive_gets_a_faster_teacher_and_says_so():
+    small, large = PretrainConfig(steps=100), PretrainConfig(steps=100)
+    line = resolve(small, 300)[-1]
+    resolve(large, 10**6)
+    assert small.dino.teacher_momentum < large.dino.teacher_momentum == 0.996
+    assert small.dino.out_dim < large.dino.out_dim == 65_536
+    assert "300 chips" in line
+    assert "dino.teacher_momentum 0.99" in line
+
+
+def test_what_the_user_set_is_left_alone():
+    config = PretrainConfig(steps=100)
+    config.dino.out_dim = 77
+    assert "out_dim" not in " ".join(resolve(config, 300))
+    assert config.dino.out_dim == 77
+
+
+def test_a_warmup_longer_than_the_run_is_refused():
+    config = pretrain_config(["--steps", "10", "--dino.warmup_teacher_temp_steps", "11"])
+    with pytest.raises(
+        UserError, match=r"--dino.warmup_teacher_temp_steps is 11; it must lie between 0 and the run's 10"
+    ):
+        resolve(config, 100)
+
+
+def test_changed_settings_are_named_and_free_ones_are_not():
+    before = to_dict(pretrain_config(["--optim.lr", "0.1"]))
+    now = to_dict(pretrain_config(["--optim.lr", "0.2", "--data.workers", "3", "--log.every", "1", "--out", "x"]))
+    assert changed_settings(before, now) == ["optim.lr 0.1 -> 0.2"]
+    assert changed_settings(before, before) == []
