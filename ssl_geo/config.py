@@ -130,7 +130,7 @@ class DINOConfig:
 class OptimConfig:
     """AdamW, one step after another."""
 
-    batch_size: int = 64
+    batch_size: int = 32
     """chips a step, over all ranks"""
     accumulate: int = 1
     """micro-batches that a rank's share is split into"""
@@ -179,7 +179,7 @@ class PretrainConfig:
     resume: str | None = None
     """run folder to go on with, from its last checkpoint and its settings"""
     steps: int | None = None
-    """optimizer steps of the whole run; default: 100 epochs, 300 steps on the embedded sample"""
+    """optimizer steps of the whole run; default: 100 epochs, 100 steps on the embedded sample"""
     seed: int = 0
     """of everything random"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -211,15 +211,16 @@ PRESETS = (
     Preset("medium", 200_000, "a slightly faster teacher and fewer prototypes", 8192, 0.994, 1e-3, 0.1, 0.01),
     Preset("large", math.inf, "the paper's values", 65_536, 0.996, 5e-4, 0.1, 0.01),
 )
-SAMPLE_STEPS = 300
+SAMPLE_STEPS = 100
 
 
-def resolve(config: PretrainConfig, chips: int) -> list[str]:
+def resolve(config: PretrainConfig, chips: int, world: int = 1) -> list[str]:
     """Fill in what was left open, from the number of chips, and check what was given.
 
     Args:
         config: Changed in place; `views` sizes are left to the recipe, which knows the patch size.
         chips: Number of chips in the index.
+        world: Number of processes.
 
     Returns:
         Lines to print: what was chosen and why.
@@ -256,8 +257,12 @@ def resolve(config: PretrainConfig, chips: int) -> list[str]:
         length = getattr(getattr(config, group), key)
         if not 0 <= length <= config.steps:
             raise UserError(f"--{name} is {length}; it must lie between 0 and the run's {config.steps} steps (--steps)")
-    if config.optim.batch_size < 1:
-        raise UserError(f"--optim.batch_size is {config.optim.batch_size}; it must be at least 1")
+    parts = world * config.optim.accumulate
+    if config.optim.batch_size < 1 or parts < 1 or config.optim.batch_size % parts:
+        raise UserError(
+            f"--optim.batch_size is {config.optim.batch_size}; give a multiple of {parts}: the chips of a step are "
+            f"shared by {world} processes with {config.optim.accumulate} micro-batches each (--optim.accumulate)"
+        )
     if config.log.every < 1 or config.log.health_every < 1 or config.log.checkpoint_every < 1 or config.log.keep < 1:
         raise UserError("--log.every, --log.health_every, --log.checkpoint_every and --log.keep must be at least 1")
     return lines

@@ -84,7 +84,7 @@ class Monitor:
         device = next(backbone.parameters()).device
         training = backbone.training
         backbone.eval()
-        embeddings = torch.cat([backbone(part.to(device)).cpu() for part in self.images.split(batch)])
+        embeddings = torch.cat([backbone(part.to(device)).cpu() for part in torch.split(self.images, batch)])
         backbone.train(training)
         measures = embedding_health(embeddings)
         if self.labels is not None:

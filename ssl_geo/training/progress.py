@@ -20,10 +20,10 @@ Batch = TypeVar("Batch")
 class Progress:
     """Progress bar on stderr, RUN/log.jsonl and TensorBoard; on ranks other than the main one it is silent."""
 
-    def __init__(self, run: Path, *, start: int, steps: int, batch_size: int, every: int, main: bool) -> None:
+    def __init__(self, run: Path, *, start: int, steps: int, batch_size: int, main: bool) -> None:
         self._bar = tqdm(total=steps, initial=start, unit="step", disable=not main, dynamic_ncols=True)
         self._log = RunLog(run, start) if main else None
-        self._batch_size, self._every, self._steps = batch_size, every, steps
+        self._batch_size = batch_size
         self._waited, self._since, self._logged_at = 0.0, time.perf_counter(), start
 
     def timed(self, batches: Iterable[Batch]) -> Iterator[Batch]:
@@ -43,12 +43,8 @@ class Progress:
         if not self._bar.disable:
             tqdm.write(line)
 
-    def due(self, step: int) -> bool:
-        """Whether `step` (updates done) gets a log line: every so many, and the last."""
-        return step % self._every == 0 or step == self._steps
-
     def record(self, step: int, loss: Tensor, measures: Mapping[str, float | Tensor]) -> None:
-        """Write the line of a step that is due; reading tensors here is the loop's only wait for the device.
+        """Write a log line; reading tensors here is the loop's only wait for the device.
 
         Args:
             step: Updates done.
@@ -57,7 +53,7 @@ class Progress:
         """
         now = time.perf_counter()
         elapsed = max(now - self._since, 1e-9)
-        values = {name: float(value) for name, value in measures.items()}
+        values = {name: value.item() if isinstance(value, Tensor) else value for name, value in measures.items()}
         record = {
             "step": step,
             "loss": float(loss),

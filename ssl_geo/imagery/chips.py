@@ -1,0 +1,415 @@
+"""The chip index: which windows of which scenes are fit for use, and the statistics of their bands.
+
+One row a chip, in columns (Arrow in memory, Parquet on disk), so that millions of chips take tens of megabytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ssl_geo.errors import UserError, nearest
+from ssl_geo.imagery.archives import FoundScene, walk_scenes
+from ssl_geo.imagery.products import LEVELS, metadata_file
+from ssl_geo.imagery.scan import Chips, scan_pixels
+from ssl_geo.imagery.sensors import KNOWN_BANDS, canonical_band
+from ssl_geo.imagery.statistics import BandStatistics
+from ssl_geo.imagery.survey import LeftOut, SceneRecord, describe_scenes, refuse_mixed
+
+FORMAT_VERSION = 1
+_METADATA_KEY = b"ssl_geo.chips"
+_MAX_WORKERS = 8  # threads that read; more wait for each other at Python's lock
+
+
+@dataclass(frozen=True)
+class IndexSettings:
+    """What an index depends on besides the files; see `build_index`."""
+
+    bands: tuple[str, ...]
+    chip_size: int
+    band_names: tuple[str, ...] | None = None
+    level: str | None = None
+    scale: float | None = None
+    offset: float | None = None
+    nodata: float | None = None
+    min_valid: float = 0.9
+    allow_mixed: bool = False
+    max_unreadable: float = 0.01
+    statistics_chips: int = 20000
+    seed: int = 0
+
+    @property
+    def scene_settings(self) -> dict[str, Any]:
+        """The keyword arguments of `ssl_geo.imagery.rasters.open_scene`."""
+        return {name: getattr(self, name) for name in ("band_names", "level", "scale", "offset", "nodata")}
+
+
+@dataclass(frozen=True)
+class ChipIndex:
+    """Chips of a fixed size on the scenes' grids.
+
+    Attributes:
+        table: One row a chip: ``scene`` (path), ``row``, ``col``, ``crs``, ``left``, ``bottom``, ``right``, ``top``
+            (in units of the CRS), ``valid_fraction``, ``level``, ``offset``, ``scale``, ``nodata``, ``date``.
+        settings: What it was built with, bands and chip size among it.
+        statistics: Per band in reflectance, over valid pixels, in the order of the bands.
+        scene_count: Scenes found, those left out among them.
+        left_out: What was left out and why.
+        notes: Lines worth printing.
+        fingerprint: Changes with the files, the settings and the format.
+    """
+
+    table: pa.Table
+    settings: IndexSettings
+    statistics: BandStatistics
+    scene_count: int
+    left_out: tuple[LeftOut, ...]
+    notes: tuple[str, ...]
+    fingerprint: str
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    @property
+    def bands(self) -> tuple[str, ...]:
+        """Canonical names, in the order of the channels."""
+        return self.settings.bands
+
+    @property
+    def chip_size(self) -> int:
+        """Pixels of a chip along each axis."""
+        return self.settings.chip_size
+
+    @property
+    def scale(self) -> float | None:
+        """Reflectance per DN where all chips share one, else None."""
+        return _shared(self.table["scale"])
+
+    @property
+    def offset(self) -> float | None:
+        """DN added before scaling where all chips share it, else None."""
+        return _shared(self.table["offset"])
+
+    def scene_numbers(self, positions: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int64]:
+        """For chips by number, the numbers (N,) of their scenes: equal where they are of one scene."""
+        codes = self.table["scene"].combine_chunks().indices.to_numpy()
+        return np.asarray(codes[positions], np.int64)
+
+    def report(self) -> list[str]:
+        """What to print of the index: its size, what was left out, what was assumed."""
+        scenes = len(self.table["scene"].unique())
+        size = (
+            f"{len(self)} chips of {self.chip_size}×{self.chip_size} pixels from {scenes} of {self.scene_count} scenes"
+        )
+        return [size, *(str(record) for record in self.left_out), *self.notes]
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the index as Parquet; it appears under its name only when it is complete."""
+        path = Path(path)
+        statistics = self.statistics
+        metadata = {
+            "format_version": FORMAT_VERSION,
+            "settings": asdict(self.settings),
+            "statistics": {
+                "count": statistics.count,
+                "mean": statistics.mean.tolist(),
+                "m2": statistics.m2.tolist(),
+            },
+            "scene_count": self.scene_count,
+            "left_out": [asdict(record) for record in self.left_out],
+            "notes": self.notes,
+            "fingerprint": self.fingerprint,
+        }
+        table = self.table.replace_schema_metadata({_METADATA_KEY: json.dumps(metadata).encode()})
+        partial = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.partial")
+        try:
+            pq.write_table(table, partial, compression="zstd")
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> ChipIndex:
+        """Read an index.
+
+        Raises:
+            UserError: If the file is missing, no chip index, damaged, or of another format version.
+        """
+        mend = "delete it, and it is built anew from the imagery"
+        try:
+            table = pq.read_table(path)
+            metadata = json.loads((table.schema.metadata or {})[_METADATA_KEY])
+            if metadata["format_version"] != FORMAT_VERSION:
+                raise UserError(
+                    f"{path} is a chip index of format {metadata['format_version']}, this version reads "
+                    f"{FORMAT_VERSION}: {mend}"
+                )
+            settings = metadata["settings"]
+            for name in ("bands", "band_names"):
+                settings[name] = None if settings[name] is None else tuple(settings[name])
+            statistics = metadata["statistics"]
+            return cls(
+                table=table.replace_schema_metadata(None).unify_dictionaries().combine_chunks(),
+                settings=IndexSettings(**settings),
+                statistics=BandStatistics(
+                    statistics["count"], np.array(statistics["mean"]), np.array(statistics["m2"])
+                ),
+                scene_count=metadata["scene_count"],
+                left_out=tuple(
+                    LeftOut(**{**record, "scenes": tuple(record["scenes"])}) for record in metadata["left_out"]
+                ),
+                notes=tuple(metadata["notes"]),
+                fingerprint=metadata["fingerprint"],
+            )
+        except (OSError, pa.ArrowException, KeyError, TypeError, json.JSONDecodeError) as error:
+            raise UserError(f"{path} cannot be read as a chip index ({error}): {mend}") from error
+
+
+def build_index(
+    paths: Sequence[Path | str],
+    *,
+    bands: Sequence[str],
+    chip_size: int,
+    band_names: Sequence[str] | None = None,
+    level: str | None = None,
+    scale: float | None = None,
+    offset: float | None = None,
+    nodata: float | None = None,
+    min_valid: float = 0.9,
+    allow_mixed: bool = False,
+    max_unreadable: float = 0.01,
+    statistics_chips: int = 20000,
+    seed: int = 0,
+    workers: int | None = None,
+    progress: bool = True,
+) -> ChipIndex:
+    """Find the scenes, cut them into chips, keep those that are valid enough, and measure their bands.
+
+    Chips lie side by side; the last of a row or column is shifted inwards, so that no pixel is lost.
+
+    Args:
+        paths: Folders and files.
+        bands: Names of the bands that every chip shall have, in the order of its channels.
+        chip_size: Pixels along each axis, on the finest grid of the scene.
+        band_names: The bands of stacks that name none; this and the next four are those of
+            `ssl_geo.imagery.rasters.open_scene`.
+        level: ``L1C`` or ``L2A``.
+        scale: Reflectance per DN.
+        offset: In DN, added before scaling.
+        nodata: Replaces what the files declare.
+        min_valid: Least share of valid pixels of a chip.
+        allow_mixed: Whether scenes of different products or offsets may stand in one index.
+        max_unreadable: Largest share of the scenes that may be unreadable and left out.
+        statistics_chips: Most chips that the statistics are taken from; a random subset of larger archives.
+        seed: Of that subset.
+        workers: Threads; by default the number of processors, at most 8. The result does not depend on it.
+        progress: Show bars where it takes more than two seconds.
+
+    Raises:
+        UserError: If the paths hold no raster, settings or bands do not fit the scenes, products are mixed, too
+            many scenes are unreadable, or no chip is left.
+    """
+    settings = _checked_settings(
+        IndexSettings(
+            bands=tuple(bands),
+            chip_size=chip_size,
+            band_names=None if band_names is None else tuple(band_names),
+            level=level,
+            scale=scale,
+            offset=offset,
+            nodata=nodata,
+            min_valid=min_valid,
+            allow_mixed=allow_mixed,
+            max_unreadable=max_unreadable,
+            statistics_chips=statistics_chips,
+            seed=seed,
+        )
+    )
+    return _build(walk_scenes(paths, progress=progress), settings, workers=workers, progress=progress)
+
+
+def cached_index(
+    cache_dir: str | os.PathLike[str],
+    paths: Sequence[Path | str],
+    *,
+    bands: Sequence[str],
+    chip_size: int,
+    workers: int | None = None,
+    progress: bool = True,
+    **settings: Any,
+) -> ChipIndex:
+    """Read the index of the paths from `cache_dir`, or build it and keep it there where files or settings changed.
+
+    Several processes may call it at once: each reads a complete index or builds the same one.
+
+    Args:
+        cache_dir: Made where it is missing.
+        paths: As for `build_index`, like all that follow.
+        bands: In the order of the channels.
+        chip_size: In pixels.
+        workers: Threads.
+        progress: Show bars.
+        **settings: The other settings of `build_index`.
+
+    Raises:
+        UserError: As `build_index`.
+    """
+    band_names = settings.pop("band_names", None)
+    checked = _checked_settings(
+        IndexSettings(
+            bands=tuple(bands),
+            chip_size=chip_size,
+            band_names=None if band_names is None else tuple(band_names),
+            **settings,
+        )
+    )
+    found = walk_scenes(paths, progress=progress)
+    key = json.dumps([asdict(checked), sorted(str(Path(path).absolute()) for path in paths)])
+    file = Path(cache_dir) / f"chips-{hashlib.sha256(key.encode()).hexdigest()[:16]}.parquet"
+    rebuilt: tuple[str, ...] = ()
+    if file.exists():
+        try:
+            index = ChipIndex.load(file)
+            if index.fingerprint == _fingerprint(found, checked):
+                return index
+        except UserError as error:
+            rebuilt = (f"rebuilt the chip index: {error}",)
+    index = _build(found, checked, workers=workers, progress=progress)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    index.save(file)
+    return replace(index, notes=index.notes + rebuilt)
+
+
+def _checked_settings(settings: IndexSettings) -> IndexSettings:
+    bands = []
+    for name in settings.bands:
+        if (band := canonical_band(name)) is None:
+            raise UserError(f"--data.bands holds {name}, which is no band; {nearest(name, KNOWN_BANDS)}")
+        bands.append(band)
+    if not bands or len(set(bands)) < len(bands):
+        raise UserError(f"--data.bands {' '.join(settings.bands)}: name one band or more, each once")
+    if settings.chip_size < 1:
+        raise UserError(f"--data.chip_size {settings.chip_size}: it must be 1 or more")
+    if settings.statistics_chips < 1:
+        raise UserError(f"--data.statistics_chips {settings.statistics_chips}: it must be 1 or more")
+    if settings.level is not None and settings.level not in LEVELS:
+        raise UserError(f"--data.level {settings.level} is no product level; {nearest(settings.level, LEVELS)}")
+    for name in ("min_valid", "max_unreadable"):
+        if not 0 <= getattr(settings, name) <= 1:
+            raise UserError(f"--data.{name} {getattr(settings, name)}: a share, it must be from 0 to 1")
+    return replace(settings, bands=tuple(bands))
+
+
+def _build(found: Sequence[FoundScene], settings: IndexSettings, *, workers: int | None, progress: bool) -> ChipIndex:
+    fingerprint = _fingerprint(found, settings)  # before the pixels are read: what changes meanwhile shows next time
+    common: dict[str, Any] = {
+        "bands": settings.bands,
+        "chip_size": settings.chip_size,
+        "scene_settings": settings.scene_settings,
+        "max_unreadable": settings.max_unreadable,
+        "workers": workers or min(_MAX_WORKERS, os.cpu_count() or 1),
+        "progress": progress,
+    }
+    scenes, scenes_left_out = describe_scenes(found, **common)
+    if not settings.allow_mixed:
+        refuse_mixed(scenes)
+    chips, statistics, chips_left_out = scan_pixels(
+        scenes,
+        min_valid=settings.min_valid,
+        statistics_chips=settings.statistics_chips,
+        seed=settings.seed,
+        **common,
+    )
+    return ChipIndex(
+        table=_table(scenes, chips, settings.chip_size),
+        settings=settings,
+        statistics=statistics,
+        scene_count=len(found),
+        left_out=(*scenes_left_out, *chips_left_out),
+        notes=tuple(_notes(scenes)),
+        fingerprint=fingerprint,
+    )
+
+
+def _shared(column: pa.ChunkedArray) -> float | None:
+    values = column.unique().to_pylist()
+    return float(values[0]) if len(values) == 1 else None
+
+
+def _notes(scenes: Sequence[SceneRecord]) -> list[str]:
+    notes = []
+    levels = sorted({scene.level for scene in scenes if scene.level is not None})
+    if len(levels) > 1:
+        notes.append(f"mixes products {' and '.join(levels)}, as --data.allow_mixed allows")
+    if assumed := sum(scene.offset_source == "assumed" for scene in scenes):
+        notes.append(
+            f"offset 0 assumed for {assumed} of {len(scenes)} scenes: no tag, metadata or product name states it, and "
+            "products since January 2022 carry -1000; --data.offset sets it"
+        )
+    return notes
+
+
+def _table(scenes: Sequence[SceneRecord], chips: Chips, chip_size: int) -> pa.Table:
+    """The index's columns; what all chips of a scene share is stored once and referred to."""
+    left, bottom, right, top = _bounds(scenes, chips, chip_size)
+
+    def by_scene(values: Sequence[object], kind: pa.DataType) -> pa.Array:
+        return pa.array(values, kind).take(pa.array(chips.scene))
+
+    def text(values: Sequence[str | None]) -> pa.Array:
+        encoded = pa.array(values, pa.string()).dictionary_encode()
+        return encoded.take(pa.array(chips.scene))
+
+    return pa.table(
+        {
+            "scene": text([scene.path for scene in scenes]),
+            "row": chips.row,
+            "col": chips.col,
+            "crs": text([scene.crs for scene in scenes]),
+            "left": left,
+            "bottom": bottom,
+            "right": right,
+            "top": top,
+            "valid_fraction": chips.valid_fraction,
+            "level": text([scene.level for scene in scenes]),
+            "offset": by_scene([scene.offset for scene in scenes], pa.float64()),
+            "scale": by_scene([scene.scale for scene in scenes], pa.float64()),
+            "nodata": by_scene([scene.nodata for scene in scenes], pa.float64()),
+            "date": text([scene.date for scene in scenes]),
+        }
+    )
+
+
+def _bounds(scenes: Sequence[SceneRecord], chips: Chips, chip_size: int) -> tuple[npt.NDArray[np.float64], ...]:
+    """Left, bottom, right, top of each chip: the box around its four corners, also on rotated grids."""
+    a, b, c, d, e, f = np.array([scene.transform for scene in scenes])[chips.scene].T
+    corners = [(chips.col + i, chips.row + j) for i in (0, chip_size) for j in (0, chip_size)]
+    x = np.stack([a * col + b * row + c for col, row in corners])
+    y = np.stack([d * col + e * row + f for col, row in corners])
+    return x.min(axis=0), y.min(axis=0), x.max(axis=0), y.max(axis=0)
+
+
+def _fingerprint(found: Sequence[FoundScene], settings: IndexSettings) -> str:
+    """Of format, settings, and path, size and time of change of every file."""
+    digest = hashlib.sha256(json.dumps([FORMAT_VERSION, asdict(settings)]).encode())
+    for scene in found:
+        metadata = metadata_file(scene.path)
+        for file in (*scene.files, *(() if metadata is None else (metadata,))):
+            try:
+                status = file.stat()
+                line = f"{file}\0{status.st_size}\0{status.st_mtime_ns}\n"
+            except OSError:
+                line = f"{file}\0unreadable\n"
+            digest.update(line.encode())
+    return digest.hexdigest()

@@ -1,0 +1,471 @@
+"""The one door to rasters: everything that reads or writes them through rasterio (GDAL).
+
+A scene, whatever files it came in, is read by window on one grid: the finest among its files (10 m for Sentinel-2).
+Coarser bands are brought to it by exact replication of their pixels, so that every DN stays as stored and nodata
+never bleeds into its neighbours; whoever wants them smoother interpolates after masking.
+
+    reflectance = (dn + offset) * scale
+
+GDAL's dataset handles must cross neither a fork nor a thread: each thread of each process keeps a few of its own.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+import warnings
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import rasterio
+from rasterio.enums import ColorInterp, MaskFlags
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.windows import Window
+
+from ssl_geo.errors import UserError, nearest
+from ssl_geo.imagery.archives import band_files, find_scenes
+from ssl_geo.imagery.products import (
+    LEVELS,
+    date_in_names,
+    date_in_tag,
+    level_in_names,
+    metadata_file,
+    product_names,
+    read_metadata,
+)
+from ssl_geo.imagery.scenes import (
+    BandSource,
+    Header,
+    NotImageryError,
+    Scene,
+    Transform,
+    UnreadableError,
+    finest,
+    name_stack,
+    one_value,
+    radiometry,
+    ratio_to_grid,
+)
+
+__all__ = [
+    "NotImageryError",
+    "Scene",
+    "UnreadableError",
+    "find_scenes",
+    "open_scene",
+    "read_labels",
+    "read_window",
+    "write_geotiff",
+]
+
+_MAX_OPEN = 64  # files a thread keeps open: two to six band folders, far below the usual limit of 1024 a process
+
+
+def open_scene(
+    path: str | os.PathLike[str],
+    *,
+    band_names: Sequence[str] | None = None,
+    level: str | None = None,
+    scale: float | None = None,
+    offset: float | None = None,
+    nodata: float | None = None,
+) -> Scene:
+    """Describe a scene: its bands by name, its grid, and how its DN become reflectance.
+
+    Band names come from the descriptions, else from the file's name, else from `band_names`. The level comes from the
+    setting, else from the product's metadata, else from the names, else from the presence of B10 (which only
+    L1C has). The offset comes from the setting, else from the scale and offset tags of the GeoTIFF, else from the
+    product's MTD_MSIL*.xml, else from the ``Nxxxx`` field of its name, else it is 0 and ``assumed``.
+
+    Args:
+        path: A file, a folder of band files, or a group (``folder/T33UUU_20170216T102101_{band}``).
+        band_names: The bands of stacks that name none, in the file's order. A stack that does name its bands
+            keeps its own names; where as many names are given and they contradict it, it is refused.
+        level: ``L1C`` or ``L2A``.
+        scale: Reflectance per DN; required for floating-point and 8-bit files without a scale tag.
+        offset: In DN, added before scaling.
+        nodata: Replaces what the file declares, and the rule that all-zero pixels of integer scenes are fill.
+
+    Raises:
+        UserError: If bands have no name, settings contradict the file, or the files of one scene do not fit together.
+        UnreadableError: If a file cannot be opened.
+        NotImageryError: If it is a palette, a picture for display, or complex.
+    """
+    path = Path(path).absolute()
+    if level is not None and level not in LEVELS:
+        raise UserError(f"--data.level {level} is no product level; {nearest(level, LEVELS)}")
+    if path.is_file():
+        header = _header(str(path))
+        parts = [(name, number, header) for name, number in name_stack(header, band_names)]
+    else:
+        members = [(band, _header(str(file))) for band, file in band_files(path)]
+        parts = [(name, header.numbers[0], header) for name, header in finest(members)]
+    headers = list({header.file: header for _, _, header in parts}.values())
+    grid = max(headers, key=lambda header: header.width)
+    names = product_names(path, Path(headers[0].file))
+    metadata_path = metadata_file(path)
+    metadata = None if metadata_path is None else read_metadata(metadata_path)
+
+    dtype = np.result_type(*(header.dtype for header in headers))
+    tags = one_value("scale tags", [(header.file, header.scaling) for header in headers], "them alike in the files")
+    units = radiometry(str(path), dtype, scale=scale, offset=offset, tags=tags, metadata=metadata, names=names)
+    if nodata is None:
+        declared = one_value("nodata values", [(header.file, header.nodata) for header in headers], "--data.nodata")
+    else:
+        declared = nodata
+    if level is None:
+        level = metadata.level if metadata is not None else level_in_names([*names, path.parent.name])
+    if level is None and any(name == "B10" for name, _, _ in parts):
+        level = "L1C"
+    return Scene(
+        path=str(path),
+        bands=tuple(name for name, _, _ in parts),
+        sources=tuple(
+            BandSource(header.file, number, ratio_to_grid(header, grid), header.masked) for _, number, header in parts
+        ),
+        height=grid.height,
+        width=grid.width,
+        crs=grid.crs or None,
+        transform=grid.transform,
+        dtype=dtype.name,
+        nodata=declared,
+        zero_fill=dtype.kind in "iu" and nodata is None,
+        scale=units.scale,
+        offset=units.offset,
+        offset_source=units.offset_source,
+        level=level,
+        date=date_in_names(names) or date_in_tag(headers[0].datetime),
+    )
+
+
+def read_window(
+    scene: Scene, bands: Sequence[str], row: int, col: int, height: int, width: int
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
+    """Read a window of the scene's grid: of each file only the stored pixels that cover it, all bands at once.
+
+    A pixel is valid unless
+    - a requested band holds the scene's nodata value there, NaN or an infinity;
+    - the file's mask or alpha band excludes it;
+    - it is 0 in all requested bands, where `Scene.zero_fill` holds. (Not in any: Sentinel-2 fill is 0 in all bands,
+      while a single 0 is a dark surface. Over the sea half the pixels of chips_coastal have a 0 in some band,
+      mostly B09, and the number of zero bands a pixel is 0 to 5 or all ten of ten, never between.)
+
+    Args:
+        scene: From `open_scene`.
+        bands: Canonical names, in the order wanted.
+        row: First row of the window.
+        col: First column.
+        height: Rows of the window, which must lie within the scene.
+        width: Columns.
+
+    Returns:
+        DN as stored (C, height, width), in the scene's dtype, and valid (height, width).
+
+    Raises:
+        UserError: If the scene has not all the bands.
+        UnreadableError: If a file cannot be read; the message names file and window.
+        ValueError: If the window does not lie within the scene.
+    """
+    if row < 0 or col < 0 or height < 1 or width < 1 or row + height > scene.height or col + width > scene.width:
+        raise ValueError(
+            f"window {(row, col, height, width)} is not within {scene.height}×{scene.width} of {scene.path}"
+        )
+    channels: dict[str, list[tuple[int, BandSource]]] = {}
+    for channel, band in enumerate(bands):
+        if band not in scene.bands:
+            raise UserError(f"{scene.path} has no band {band}; it has {' '.join(scene.bands)}: set --data.bands")
+        source = scene.sources[scene.bands.index(band)]
+        channels.setdefault(source.file, []).append((channel, source))
+    dn = np.empty((len(bands), height, width), scene.dtype)
+    valid = np.ones((height, width), np.bool_)
+    for file, parts in channels.items():
+        ratio = parts[0][1].ratio
+        top, left = row // ratio, col // ratio
+        window = Window(left, top, -(-(col + width) // ratio) - left, -(-(row + height) // ratio) - top)
+        numbers = [source.number for _, source in parts]
+        stored, mask = _read(file, numbers, window, masked=parts[0][1].masked)
+        inside = (
+            ...,
+            slice(row - top * ratio, row - top * ratio + height),
+            slice(col - left * ratio, col - left * ratio + width),
+        )
+        dn[[channel for channel, _ in parts]] = _replicate(stored, ratio)[inside]
+        if mask is not None:
+            valid &= _replicate(mask != 0, ratio)[inside]
+    if dn.dtype.kind == "f":
+        valid &= np.isfinite(dn).all(axis=0)
+    if scene.nodata is not None and (marker := _as_dtype(scene.nodata, dn.dtype)) is not None:
+        valid &= (dn != marker).all(axis=0)
+    if scene.zero_fill:
+        valid &= dn.any(axis=0)
+    return dn, valid
+
+
+def read_labels(
+    path: str | os.PathLike[str],
+) -> tuple[npt.NDArray[np.integer[Any]], str | None, Transform, int | None]:
+    """Read a label raster whole.
+
+    Args:
+        path: A raster with one band of class ids; floating-point files are taken where all values are whole.
+
+    Returns:
+        labels (H, W) in an integer type, crs, transform as in `Scene`, and the declared nodata id or None.
+
+    Raises:
+        UserError: If it has more than one band or values that are no whole numbers.
+        UnreadableError: If it cannot be opened or read.
+    """
+    header = _header(str(Path(path).absolute()), labels=True)
+    if len(header.numbers) != 1:
+        raise UserError(f"{path} has {len(header.numbers)} bands; a label raster has one band of class ids")
+    stored, _ = _read(header.file, header.numbers, Window(0, 0, header.width, header.height), masked=False)
+    labels = stored[0]
+    nodata = header.nodata
+    if labels.dtype.kind == "f":
+        missing = np.isnan(labels)
+        if missing.any():
+            nodata = -1 if nodata is None or math.isnan(nodata) else nodata
+            labels = np.where(missing, nodata, labels)
+        whole = labels.astype(np.int64)
+        if not np.array_equal(whole, labels):
+            value = labels[whole != labels][0]
+            raise UserError(f"{path} holds {value}, which is no class id; a label raster holds whole numbers")
+        labels = whole
+    elif labels.dtype.kind not in "iu":
+        raise UserError(f"{path} holds {labels.dtype}; a label raster holds whole numbers")
+    known = nodata is not None and math.isfinite(nodata) and nodata == int(nodata)
+    return labels, header.crs or None, header.transform, int(nodata) if known and nodata is not None else None
+
+
+def write_geotiff(
+    path: str | os.PathLike[str],
+    array: npt.NDArray[Any],
+    *,
+    crs: str | None,
+    transform: Sequence[float] | None,
+    nodata: float | None = None,
+    descriptions: Sequence[str] | None = None,
+    tags: Mapping[str, str] | None = None,
+    colormap: Mapping[int, tuple[int, int, int]] | None = None,
+) -> None:
+    """Write a tiled, deflated GeoTIFF; it appears under its name only when it is complete.
+
+    Args:
+        path: The file to write; an existing one is replaced. Its folder must exist.
+        array: (C, H, W), any real type GDAL stores.
+        crs: The coordinate reference system, for example ``"EPSG:32633"``; None leaves the file without one.
+        transform: Six numbers (a, b, c, d, e, f) with x = a·col + b·row + c and y = d·col + e·row + f, or an
+            `affine.Affine`; None leaves the file without georeferencing.
+        nodata: The declared nodata value.
+        descriptions: One description (band name) per channel.
+        tags: Metadata of the file.
+        colormap: Colours (red, green, blue) by value, for one-channel label rasters of 8 or 16 bit.
+
+    Raises:
+        ValueError: If `array` has not three axes or the descriptions do not fit it.
+    """
+    if array.ndim != 3:
+        raise ValueError(f"array must be (C, H, W), got shape {array.shape}")
+    if descriptions is not None and len(descriptions) != len(array):
+        raise ValueError(f"{len(descriptions)} descriptions for {len(array)} channels")
+    path = Path(path)
+    profile: dict[str, Any] = {
+        "driver": "GTiff",
+        "count": array.shape[0],
+        "height": array.shape[1],
+        "width": array.shape[2],
+        "dtype": array.dtype,
+        "crs": crs,
+        "nodata": nodata,
+        "tiled": True,
+        "blockxsize": 128,
+        "blockysize": 128,
+        "interleave": "band",
+        "compress": "deflate",
+        # 2: difference of integers, 3: of floating-point numbers (TIFF Technical Note 3)
+        "predictor": 3 if array.dtype.kind == "f" else 2,
+        "bigtiff": "if_safer",
+    }
+    if transform is not None:
+        profile["transform"] = rasterio.Affine(*tuple(transform)[:6])
+    partial = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.partial")
+    try:
+        with _ungeoreferenced_allowed(), rasterio.open(partial, "w", **profile) as dataset:
+            if descriptions is not None:
+                dataset.descriptions = tuple(descriptions)
+            if tags:
+                dataset.update_tags(**tags)
+            if colormap is not None:
+                dataset.write_colormap(1, {value: (*colour, 255) for value, colour in colormap.items()})
+            dataset.write(array)  # last, so that the directory stands before the pixels
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _header(file: str, *, labels: bool = False) -> Header:
+    """Open a file anew and read its header.
+
+    Raises:
+        UnreadableError: If GDAL cannot open it.
+        NotImageryError: If it is a palette (but for labels), a picture for display, or complex.
+    """
+    try:
+        dataset = _open_datasets.get(file, fresh=True)
+        with rasterio.Env():  # sends GDAL's messages to logging instead of stderr
+            interpretation = dataset.colorinterp
+            numbers = tuple(i for i, c in enumerate(interpretation, start=1) if c != ColorInterp.alpha)
+            dtypes = {dataset.dtypes[i - 1] for i in numbers}
+            nodata = {dataset.nodatavals[i - 1] for i in numbers}
+            scaling = {(dataset.scales[i - 1], dataset.offsets[i - 1]) for i in numbers}
+            descriptions = tuple(dataset.descriptions[i - 1] or "" for i in numbers)
+            masked = any(MaskFlags.per_dataset in flags for flags in dataset.mask_flag_enums)
+            crs_wkt = dataset.crs.wkt if dataset.crs else ""
+            datetime = dataset.tags().get("TIFFTAG_DATETIME")
+    except (RasterioError, OSError) as error:
+        raise UnreadableError(f"cannot open {file}: {error}") from error
+    if not numbers:
+        raise NotImageryError(f"{file} holds nothing but an alpha band; leave it out of --data")
+    if any(dtype.startswith("complex") for dtype in dtypes):
+        raise NotImageryError(f"{file} holds complex numbers; --data takes integer or floating-point rasters")
+    if not labels:
+        if ColorInterp.palette in interpretation:
+            raise NotImageryError(f"{file} holds a palette's colour numbers, no band values; leave it out of --data")
+        rgb = {ColorInterp.red, ColorInterp.green, ColorInterp.blue} <= set(interpretation)
+        if rgb and dtypes == {"uint8"} and not any(descriptions):
+            raise NotImageryError(
+                f"{file} is a picture for display (8-bit RGB), no band values; leave it out of --data"
+            )
+    if len(nodata) > 1 and not all(value != value for value in nodata):
+        raise UserError(
+            f"{file} declares different nodata values by band: {sorted(map(str, nodata))}; set --data.nodata"
+        )
+    if len(scaling) > 1:
+        raise UserError(
+            f"{file} tags different scales or offsets by band: {sorted(scaling)}; set them alike in the file"
+        )
+    a, b, c, d, e, f = tuple(dataset.transform)[:6]
+    return Header(
+        file=file,
+        height=dataset.height,
+        width=dataset.width,
+        crs=_crs_name(crs_wkt),
+        transform=(a, b, c, d, e, f),
+        dtype=np.result_type(*dtypes),
+        numbers=numbers,
+        descriptions=descriptions,
+        nodata=next(iter(nodata)),
+        scaling=None if scaling == {(1.0, 0.0)} else next(iter(scaling)),
+        masked=masked,
+        datetime=datetime,
+    )
+
+
+@lru_cache(maxsize=256)
+def _crs_name(wkt: str) -> str:
+    """``EPSG:…`` where the registry knows the CRS, else its WKT; empty for none."""
+    return rasterio.CRS.from_wkt(wkt).to_string() if wkt else ""
+
+
+class _OpenDatasets(threading.local):
+    """The files that this thread of this process holds open, the last used last."""
+
+    def __init__(self) -> None:
+        self.process = os.getpid()
+        self.datasets: OrderedDict[str, rasterio.DatasetReader] = OrderedDict()
+        self.inherited: list[object] = []
+
+    def get(self, file: str, *, fresh: bool = False) -> rasterio.DatasetReader:
+        """The open dataset of a file; `fresh` opens it anew, as it may have been replaced since."""
+        if self.process != os.getpid():
+            # After a fork: GDAL's handles belong to the parent; kept, so that this process does not close them.
+            self.inherited.append(self.datasets)
+            self.process, self.datasets = os.getpid(), OrderedDict()
+        dataset = self.datasets.pop(file, None)
+        if dataset is not None and fresh:
+            dataset.close()
+            dataset = None
+        if dataset is None:
+            # A scan of the folder for side files costs more than reading a chip; only a mask beside the file counts.
+            sides = "TRUE" if Path(file + ".msk").exists() else "EMPTY_DIR"
+            with _ungeoreferenced_allowed(), rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN=sides):
+                dataset = rasterio.open(file)
+        self.datasets[file] = dataset
+        if len(self.datasets) > _MAX_OPEN:
+            self.datasets.popitem(last=False)[1].close()
+        return dataset
+
+    def drop(self, file: str) -> None:
+        """Close a file after a failure."""
+        if (dataset := self.datasets.pop(file, None)) is not None:
+            dataset.close()
+
+
+_open_datasets = _OpenDatasets()
+
+
+def _read(
+    file: str, numbers: Sequence[int], window: Window, *, masked: bool
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.uint8] | None]:
+    """Stored values (C, h, w) of a window and, where `masked`, the file's mask (h, w), 0 where excluded."""
+    try:
+        dataset = _open_datasets.get(file)
+        with rasterio.Env():
+            stored = dataset.read(list(numbers), window=window)
+            mask = dataset.read_masks(numbers[0], window=window) if masked else None
+    except (RasterioError, OSError) as error:
+        _open_datasets.drop(file)
+        raise UnreadableError(
+            f"cannot read {file}, rows {window.row_off} to {window.row_off + window.height}, "
+            f"columns {window.col_off} to {window.col_off + window.width}: {error}"
+        ) from error
+    return stored, mask
+
+
+def _replicate(stored: npt.NDArray[Any], ratio: int) -> npt.NDArray[Any]:
+    """Each pixel `ratio` times along the last two axes."""
+    return stored if ratio == 1 else stored.repeat(ratio, axis=-2).repeat(ratio, axis=-1)
+
+
+def _as_dtype(value: float, dtype: np.dtype[Any]) -> np.generic | None:
+    """A nodata value in the type of the DN, or None where no DN can equal it."""
+    if dtype.kind == "f":
+        return None if math.isnan(value) else dtype.type(value)
+    limits = np.iinfo(dtype)
+    return dtype.type(value) if value == int(value) and limits.min <= value <= limits.max else None
+
+
+_quiet_lock = threading.Lock()
+_quiet_threads = 0
+_quiet_filters: warnings.catch_warnings[None] | None = None
+
+
+@contextmanager
+def _ungeoreferenced_allowed() -> Iterator[None]:
+    """Ignore rasterio's NotGeoreferencedWarning, and only that, while any thread is inside.
+
+    `warnings.catch_warnings` saves and restores state of the whole process, so threads that enter and leave it
+    in turn would restore each other's: the first thread in installs the filter, the last one out removes it.
+    """
+    global _quiet_threads, _quiet_filters
+    with _quiet_lock:
+        if _quiet_threads == 0:
+            _quiet_filters = warnings.catch_warnings()
+            _quiet_filters.__enter__()
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        _quiet_threads += 1
+    try:
+        yield
+    finally:
+        with _quiet_lock:
+            _quiet_threads -= 1
+            if _quiet_threads == 0 and _quiet_filters is not None:
+                _quiet_filters.__exit__(None, None, None)

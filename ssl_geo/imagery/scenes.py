@@ -1,0 +1,307 @@
+"""What a scene is, and what its files' headers say together: bands by name, one grid, units. Opens nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+
+from ssl_geo.errors import UserError, nearest
+from ssl_geo.imagery.products import ProductMetadata, offset_in_names
+from ssl_geo.imagery.sensors import KNOWN_BANDS, canonical_band, likely_order
+
+Transform = tuple[float, float, float, float, float, float]
+OffsetSource = Literal["setting", "tags", "metadata", "name", "assumed"]
+Value = TypeVar("Value")
+
+SENTINEL2_SCALE = 1e-4
+"""Reflectance per DN of Sentinel-2 integers: 1 / QUANTIFICATION_VALUE."""
+
+
+class UnreadableError(UserError):
+    """A file that cannot be opened or read, so that an index may count it and go on."""
+
+
+class NotImageryError(UserError):
+    """A raster that holds no band values (a palette, a picture for display, complex numbers)."""
+
+
+@dataclass(frozen=True, slots=True)
+class BandSource:
+    """Where one band of a scene is stored.
+
+    Attributes:
+        file: The raster file.
+        number: The band in it, counted from 1.
+        ratio: How many pixels of the scene's grid a stored pixel covers, along each axis.
+        masked: Whether the file carries a GDAL mask or an alpha band.
+    """
+
+    file: str
+    number: int
+    ratio: int
+    masked: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """One raster product or file, described but not read.
+
+    Attributes:
+        path: A file, a folder, or a group of band files (see `ssl_geo.imagery.archives`).
+        bands: Canonical names, in the order stored.
+        sources: Where each band is.
+        height: Rows of the grid.
+        width: Columns of the grid.
+        crs: ``EPSG:…`` or WKT; None for a file without one.
+        transform: (a, b, c, d, e, f) with x = a·col + b·row + c and y = d·col + e·row + f.
+        dtype: NumPy name of the type of `read_window`'s DN.
+        nodata: A value that marks a band's pixel as unusable: the user's, or the one that the file declares.
+        zero_fill: Whether a pixel that is 0 in all bands read is fill, although no file says so.
+        scale: Reflectance per DN.
+        offset: Added to the DN before scaling.
+        offset_source: ``setting``, ``tags``, ``metadata``, ``name`` or ``assumed``.
+        level: ``L1C``, ``L2A`` or None where nothing tells.
+        date: ISO 8601, or None where nothing tells.
+    """
+
+    path: str
+    bands: tuple[str, ...]
+    sources: tuple[BandSource, ...]
+    height: int
+    width: int
+    crs: str | None
+    transform: Transform
+    dtype: str
+    nodata: float | None
+    zero_fill: bool
+    scale: float
+    offset: float
+    offset_source: OffsetSource
+    level: str | None
+    date: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What the header of one raster file tells.
+
+    Attributes:
+        file: The file.
+        height: Rows.
+        width: Columns.
+        crs: ``EPSG:…`` or WKT; empty where there is none.
+        transform: As in `Scene`; the identity where the file is not georeferenced.
+        dtype: Of the stored values.
+        numbers: Its bands counted from 1, without alpha.
+        descriptions: One for each of them; empty where there is none.
+        nodata: As declared.
+        scaling: GDAL's (scale, offset) with value = stored · scale + offset; None where untagged.
+        masked: Whether it carries a mask or an alpha band.
+        datetime: TIFFTAG_DATETIME.
+    """
+
+    file: str
+    height: int
+    width: int
+    crs: str
+    transform: Transform
+    dtype: np.dtype[Any]
+    numbers: tuple[int, ...]
+    descriptions: tuple[str, ...]
+    nodata: float | None
+    scaling: tuple[float, float] | None
+    masked: bool
+    datetime: str | None
+
+
+def name_stack(header: Header, band_names: Sequence[str] | None) -> list[tuple[str, int]]:
+    """Name the bands of one file: by its descriptions, else its file name, else what the user says.
+
+    Descriptions that only count (``Band 1`` … ``Band 12``) name nothing. Bands without a known name beside named ones
+    (SCL, QA60) are no bands of the scene.
+
+    Returns:
+        Pairs of canonical name and band number.
+
+    Raises:
+        UserError: If nothing names the bands, `band_names` contradicts the file, or a band comes twice.
+    """
+    path, count = header.file, len(header.numbers)
+    own = [canonical_band(text) for text in header.descriptions]
+    if _only_counts(header.descriptions, own):
+        own = [None] * count
+    if count == 1 and own[0] is None:
+        own = [canonical_band(Path(path).stem)]
+    user: list[str] | None = None
+    if band_names is not None:
+        user = []
+        for name in band_names:
+            if (known := canonical_band(name)) is None:
+                raise UserError(f"--data.band_names holds {name}, which is no band; {nearest(name, KNOWN_BANDS)}")
+            user.append(known)
+    if any(own):
+        if user is not None and len(user) == count:
+            if wrong := [(o, u) for o, u in zip(own, user, strict=True) if o is not None and o != u]:
+                raise UserError(
+                    f"{path} names its bands, {wrong[0][0]} where --data.band_names says {wrong[0][1]}; "
+                    "leave --data.band_names out or correct it"
+                )
+            own = list(user)
+    elif user is None:
+        raise UserError(
+            f"{path} has {_bands(count)} and names none: --data.band_names is required, {likely_order(count)}"
+        )
+    elif len(user) != count:
+        raise UserError(
+            f"{path} has {_bands(count)} where --data.band_names lists {len(user)}: {likely_order(count)}; or point "
+            "--data at the imagery alone"
+        )
+    else:
+        own = list(user)
+    named = [(name, number) for name, number in zip(own, header.numbers, strict=True) if name is not None]
+    names = [name for name, _ in named]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(f"{path} names {' and '.join(twice)} more than once; set --data.band_names or split the file")
+    return named
+
+
+def _bands(count: int) -> str:
+    return f"{count} band{'' if count == 1 else 's'}"
+
+
+def _only_counts(descriptions: Sequence[str], names: Sequence[str | None]) -> bool:
+    """Whether the descriptions number the bands by position, as software does that knows no names.
+
+    ``Band 1``, ``Band 2``, … always count (a Sentinel-2 stack that begins so has B01 B02 B03 B04, which is also
+    what ``Band`` might mean, but nothing tells the two apart). ``B1`` … ``B9`` and on count too: a sensor's own
+    list has B8A before B9.
+    """
+    if len(names) < 2 or any(name != f"B{i:02d}" for i, name in enumerate(names[:12], start=1)):
+        return False
+    return len(names) >= 9 or all(text.lower().startswith("band") for text in descriptions)
+
+
+def finest(members: Sequence[tuple[str, Header]]) -> list[tuple[str, Header]]:
+    """Of the files of each band keep the sharpest, in the order of the members.
+
+    Raises:
+        UserError: If a file has more bands than the one that its name states.
+    """
+    best: dict[str, Header] = {}
+    for band, header in members:
+        if len(header.numbers) != 1:
+            raise UserError(
+                f"{header.file} is named as the file of band {band} and has {len(header.numbers)} bands; "
+                "rename it, or point --data at the imagery alone"
+            )
+        if band not in best or header.width > best[band].width:
+            best[band] = header
+    return list(best.items())
+
+
+def ratio_to_grid(header: Header, grid: Header) -> int:
+    """How many pixels of `grid` one pixel of `header` covers along each axis.
+
+    Raises:
+        UserError: If CRS or extent differ, or the ratio is no whole number.
+    """
+    ratio = max(1, round(grid.width / header.width))
+    differs = None
+    if header.crs != grid.crs:
+        differs = f"CRS {header.crs[:40] or 'none'} against {grid.crs[:40] or 'none'}"
+    elif (header.height * ratio, header.width * ratio) != (grid.height, grid.width):
+        differs = f"{header.height}×{header.width} pixels do not divide {grid.height}×{grid.width}"
+    elif header.crs or header.transform != grid.transform:  # else neither is georeferenced
+        # Both grids' upper left and lower right corner, in pixels of the finer one.
+        (a, b, c, d, e, f), (ga, gb, gc, gd, ge, gf) = header.transform, grid.transform
+        corner = (a * header.width + b * header.height + c, d * header.width + e * header.height + f)
+        other = (ga * grid.width + gb * grid.height + gc, gd * grid.width + ge * grid.height + gf)
+        pixel = max(abs(ga), abs(gb), abs(gd), abs(ge))
+        apart = max(abs(c - gc), abs(f - gf), abs(corner[0] - other[0]), abs(corner[1] - other[1])) / pixel
+        if apart > 0.5:
+            differs = f"their corners lie {apart:.1f} pixels apart"
+    if differs is not None:
+        raise UserError(
+            f"{header.file} and {grid.file} are not on one grid: {differs}; "
+            "the files of one scene must share CRS and extent, with whole ratios of pixel size"
+        )
+    return ratio
+
+
+def one_value(what: str, values: Sequence[tuple[str, Value]], setting: str) -> Value:
+    """The value that all files of a scene share.
+
+    Args:
+        what: What it is, for the message.
+        values: Pairs of file and value.
+        setting: What mends a difference.
+
+    Raises:
+        UserError: If they differ.
+    """
+    first_file, first = values[0]
+    for file, value in values[1:]:
+        if value != first and not (value != value and first != first):  # NaN equals NaN here
+            raise UserError(f"{first_file} and {file} have different {what}: {first} and {value}; set {setting}")
+    return first
+
+
+@dataclass(frozen=True, slots=True)
+class Radiometry:
+    """How DN become reflectance; see `Scene`."""
+
+    scale: float
+    offset: float
+    offset_source: OffsetSource
+
+
+def radiometry(
+    path: str,
+    dtype: np.dtype[Any],
+    *,
+    scale: float | None,
+    offset: float | None,
+    tags: tuple[float, float] | None,
+    metadata: ProductMetadata | None,
+    names: Sequence[str],
+) -> Radiometry:
+    """Find scale and offset, by the order of trust in `ssl_geo.imagery.rasters.open_scene`.
+
+    A product's metadata and name speak of its integer DN, so they say nothing of floating-point files.
+
+    Args:
+        path: The scene, for the message.
+        dtype: Of its DN.
+        scale: The user's setting.
+        offset: The user's setting.
+        tags: `Header.scaling`.
+        metadata: Of the product.
+        names: `ssl_geo.imagery.products.product_names`.
+
+    Raises:
+        UserError: If the unit is unknown: a floating-point or 8-bit file, no scale tag and no setting.
+    """
+    is_product = dtype.kind in "iu" and dtype.itemsize > 1
+    if scale is None:
+        if tags is not None:
+            scale = tags[0]
+        elif is_product:
+            scale = SENTINEL2_SCALE if metadata is None or metadata.scale is None else metadata.scale
+        else:
+            raise UserError(
+                f"{path} holds {dtype} and no scale tag, so its unit is unknown: set --data.scale, "
+                "1 for reflectance, 0.0001 for reflectance times 10000"
+            )
+    if offset is not None:
+        return Radiometry(scale, offset, "setting")
+    if tags is not None:
+        return Radiometry(scale, tags[1] / tags[0], "tags")
+    if is_product and metadata is not None:
+        return Radiometry(scale, metadata.offset, "metadata")
+    if is_product and (named := offset_in_names(names)) is not None:
+        return Radiometry(scale, float(named), "name")
+    return Radiometry(scale, 0.0, "assumed")

@@ -1,0 +1,215 @@
+"""The first pass of a chip index: describe every scene; refuse what does not fit together before pixels are read."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from tqdm import tqdm
+
+from ssl_geo.errors import UserError
+from ssl_geo.imagery.archives import FoundScene
+from ssl_geo.imagery.rasters import open_scene
+from ssl_geo.imagery.scenes import NotImageryError, OffsetSource, Scene, Transform, UnreadableError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+NAMED_SCENES = 20  # scenes that a left-out record names; all are counted
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """What an index leaves out for one reason.
+
+    Attributes:
+        reason: For example ``scene misses bands B8A, B12``.
+        unit: ``scene`` or ``chip``.
+        count: How many.
+        scenes: The first paths concerned, in order.
+    """
+
+    reason: str
+    unit: str
+    count: int
+    scenes: tuple[str, ...]
+
+    def __str__(self) -> str:
+        """One line: how many, why, where."""
+        line = f"left out {self.count} {self.unit}{'' if self.count == 1 else 's'}: {self.reason}"
+        if self.unit == "scene":
+            more = self.count - 3
+            line += (
+                f" ({', '.join(Path(scene).name for scene in self.scenes[:3])}{f', {more} more' if more > 0 else ''})"
+            )
+        return line
+
+
+class SceneRecord(NamedTuple):
+    """What the survey keeps of a scene."""
+
+    path: str
+    height: int
+    width: int
+    crs: str | None
+    transform: Transform
+    level: str | None
+    offset: float
+    offset_source: OffsetSource
+    scale: float
+    nodata: float | None
+    date: str | None
+
+
+def describe_scenes(
+    found: Sequence[FoundScene],
+    *,
+    bands: Sequence[str],
+    chip_size: int,
+    scene_settings: Mapping[str, Any],
+    max_unreadable: float,
+    workers: int,
+    progress: bool,
+) -> tuple[list[SceneRecord], list[LeftOut]]:
+    """Describe every scene; leave out, and count, those that are no use.
+
+    Returns:
+        The scenes that have all bands and room for a chip, in order, and what was left out.
+
+    Raises:
+        UserError: If none is left, too many cannot be opened, or a scene needs a setting.
+    """
+
+    def describe(scene: FoundScene) -> Scene | UnreadableError | NotImageryError:
+        try:
+            return open_scene(scene.path, **scene_settings)
+        except (UnreadableError, NotImageryError) as error:
+            return error
+
+    kept: list[SceneRecord] = []
+    tally = _Tally()
+    bands_seen: set[str] = set()
+    unreadable: dict[str, str] = {}
+    pictures: list[str] = []
+    largest = (0, 0)
+    scenes = in_order(describe, found, workers)
+    bar = tqdm(scenes, "describing scenes", len(found), unit=" scenes", delay=2, disable=not progress)
+    for (path, _), scene in zip(((str(f.path), f) for f in found), bar, strict=True):
+        if isinstance(scene, UnreadableError):
+            unreadable[path] = str(scene)
+        elif isinstance(scene, NotImageryError):
+            pictures.append(str(scene))
+            tally.add("no imagery (palette, picture for display, complex numbers)", path)
+        elif missing := [band for band in bands if band not in scene.bands]:
+            bands_seen.update(scene.bands)
+            tally.add(f"scene misses band{'' if len(missing) == 1 else 's'} {', '.join(missing)}", path)
+        elif min(scene.height, scene.width) < chip_size:
+            largest = max(largest, (scene.height, scene.width), key=min)
+            tally.add(f"scene smaller than a chip of {chip_size} pixels", path)
+        else:
+            kept.append(
+                SceneRecord(
+                    path,
+                    scene.height,
+                    scene.width,
+                    scene.crs,
+                    scene.transform,
+                    scene.level,
+                    scene.offset,
+                    scene.offset_source,
+                    scene.scale,
+                    scene.nodata,
+                    scene.date,
+                )
+            )
+    refuse_unreadable(unreadable, len(found), max_unreadable)
+    if not kept:
+        if largest != (0, 0):
+            raise UserError(
+                f"no scene is as large as a chip of {chip_size} pixels, the largest has {largest[0]}×{largest[1]}: "
+                f"set --data.chip_size to {min(largest)} or less"
+            )
+        if bands_seen:
+            raise UserError(
+                f"no scene has all the bands {' '.join(bands)}; the scenes have {' '.join(sorted(bands_seen))}: "
+                "set --data.bands"
+            )
+        raise UserError(next(iter([*pictures, *unreadable.values()]), "no scene found; set --data"))
+    return kept, [*tally.records(), *([unreadable_record(unreadable)] if unreadable else [])]
+
+
+def refuse_mixed(scenes: Sequence[SceneRecord]) -> None:
+    """Refuse scenes of different products or with different offsets that are known; unknown ones do not conflict.
+
+    Raises:
+        UserError: Naming both, a scene of each, and the setting that allows it.
+    """
+    known_offsets = [(f"{s.offset:g}", s.path) for s in scenes if s.offset_source != "assumed"]
+    for what, seen in (
+        ("products", [(s.level, s.path) for s in scenes if s.level is not None]),
+        ("offsets", known_offsets),
+    ):
+        first: dict[str, str] = {}
+        for value, path in seen:
+            first.setdefault(value, path)
+        if len(first) > 1:
+            examples = " and ".join(f"{value} (for example {path})" for value, path in sorted(first.items()))
+            raise UserError(
+                f"the scenes mix {what}: {examples}; give one of them to --data or set --data.allow_mixed true"
+            )
+
+
+def refuse_unreadable(unreadable: Mapping[str, str], scenes: int, allowed: float) -> None:
+    """Refuse to go on where more than the allowed share of the scenes cannot be read.
+
+    Args:
+        unreadable: What was wrong, by path of the scene.
+        scenes: How many scenes there are.
+        allowed: Share of them.
+
+    Raises:
+        UserError: Naming the count, the share and the first.
+    """
+    if len(unreadable) > allowed * scenes:
+        raise UserError(
+            f"{len(unreadable)} of {scenes} scenes cannot be read, more than the share {allowed:g} that "
+            f"--data.max_unreadable allows: {next(iter(unreadable.values()))}"
+        )
+
+
+def unreadable_record(unreadable: Mapping[str, str]) -> LeftOut:
+    """What to say of scenes that cannot be read, with what was wrong with the first."""
+    reason = f"unreadable, {next(iter(unreadable.values()))}"
+    return LeftOut(reason, "scene", len(unreadable), tuple(unreadable)[:NAMED_SCENES])
+
+
+class _Tally:
+    """Scenes left out, by reason."""
+
+    def __init__(self) -> None:
+        self._scenes: dict[str, list[str]] = {}
+
+    def add(self, reason: str, path: str) -> None:
+        self._scenes.setdefault(reason, []).append(path)
+
+    def records(self) -> list[LeftOut]:
+        return [LeftOut(reason, "scene", len(s), tuple(s[:NAMED_SCENES])) for reason, s in self._scenes.items()]
+
+
+def in_order(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
+    """Apply `function` to the items by threads and give the results in order, with few in flight at a time.
+
+    Rasterio releases Python's lock while it reads, so threads read in parallel.
+    """
+    pending: deque[Future[Result]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        for item in items:
+            pending.append(pool.submit(function, item))
+            if len(pending) > 2 * workers:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()

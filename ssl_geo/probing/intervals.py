@@ -1,0 +1,135 @@
+"""How far a score would differ on other land: 95 % intervals by bootstrap over spatial blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ssl_geo.probing.metrics import Counts, Floats, class_f1, class_iou, macro_f1, miou
+
+# Fewer blocks than this say nothing about how a score varies from place to place.
+MIN_BLOCKS = 5
+
+Statistic = Callable[[npt.NDArray[np.number]], Floats]
+
+# Means over classes, and what they average. A draw that happens to miss a class keeps this class's score of all blocks:
+# were it dropped, each rare and poor class that a draw misses would lift the mean, and the interval with it.
+AVERAGED: dict[Statistic, Statistic] = {miou: class_iou, macro_f1: class_f1}
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A score with its 95 % interval; `low` and `high` are NaN where there are too few blocks for one."""
+
+    value: float
+    low: float
+    high: float
+    blocks: int
+
+    @property
+    def reliable(self) -> bool:
+        """Whether there were enough blocks for an interval."""
+        return self.blocks >= MIN_BLOCKS
+
+    def __str__(self) -> str:
+        if not self.reliable:
+            return f"{self.value:.3f} (no interval: {self.blocks} blocks, {MIN_BLOCKS} needed)"
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+@dataclass(frozen=True)
+class Difference(Interval):
+    """Score of one model less that of another on the same blocks; `p` is two-sided, for no difference."""
+
+    p: float
+
+
+def bootstrap(
+    blocks: Counts, statistic: Statistic = miou, draws: int = 1000, seed: int = 0, confidence: float = 0.95
+) -> Interval:
+    """Percentile bootstrap over spatial blocks (Efron & Tibshirani 1993, ch. 13).
+
+    Pixels of one block resemble each other, so blocks are what is drawn. A draw is a weight of each block, and all
+    draws are one matrix product: weights (draws, n) @ matrices (n, C·C). Blocks without a valid pixel are left out.
+
+    Args:
+        blocks: (n, C, C) confusion matrices, one a block.
+        statistic: Score of (..., C, C) counts -> (...,): `miou` or another of this module.
+        draws: Number of resamples.
+        seed: Of the resampling.
+        confidence: Coverage of the interval.
+
+    Returns:
+        The score of all blocks together, with its interval; NaN bounds with fewer than MIN_BLOCKS blocks.
+    """
+    used = blocks[blocks.sum((1, 2)) > 0]
+    value = float(statistic(blocks.sum(0)))
+    if len(used) < MIN_BLOCKS:
+        return Interval(value, float("nan"), float("nan"), len(used))
+    low, high = _percentiles(_drawn(used, statistic, _weights(len(used), draws, seed)), confidence)
+    return Interval(value, low, high, len(used))
+
+
+def paired_difference(
+    blocks_a: Counts,
+    blocks_b: Counts,
+    statistic: Statistic = miou,
+    draws: int = 1000,
+    seed: int = 0,
+    confidence: float = 0.95,
+) -> Difference:
+    """Percentile bootstrap of score(a) - score(b), both models on the same draws of the same blocks.
+
+    Args:
+        blocks_a: (n, C, C) confusion matrices of one model.
+        blocks_b: (n, C, C) of the other, of the same blocks in the same order.
+        statistic: Score of (..., C, C) counts -> (...,).
+        draws: Number of resamples.
+        seed: Of the resampling.
+        confidence: Coverage of the interval.
+
+    Returns:
+        The difference, its interval and p = 2 · min(P(d ≤ 0), P(d ≥ 0)), each counted as (1 + k) / (draws + 1) (Davison
+        & Hinkley 1997, eq. 4.11); NaN for these with fewer than MIN_BLOCKS blocks.
+
+    Raises:
+        ValueError: The two were not scored on the same labels.
+    """
+    if blocks_a.shape != blocks_b.shape or not np.array_equal(blocks_a.sum(2), blocks_b.sum(2)):
+        raise ValueError("the two models were not scored on the same labels of the same blocks")
+    used = blocks_a.sum((1, 2)) > 0
+    count = int(used.sum())
+    value = float(statistic(blocks_a.sum(0)) - statistic(blocks_b.sum(0)))
+    if count < MIN_BLOCKS:
+        return Difference(value, float("nan"), float("nan"), count, float("nan"))
+    weights = _weights(count, draws, seed)
+    drawn = _drawn(blocks_a[used], statistic, weights) - _drawn(blocks_b[used], statistic, weights)
+    low, high = _percentiles(drawn, confidence)
+    tail = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
+    return Difference(value, low, high, count, min(1.0, 2 * (1 + tail) / (draws + 1)))
+
+
+def _weights(count: int, draws: int, seed: int) -> Floats:
+    """How often each of `count` blocks is in each of `draws` resamples, (draws, count)."""
+    drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=draws)
+    return drawn.astype(np.float64)
+
+
+def _drawn(blocks: Counts, statistic: Statistic, weights: Floats) -> Floats:
+    """(draws,) the statistic of each resample."""
+    matrices = (weights @ blocks.reshape(len(blocks), -1).astype(np.float64)).reshape(-1, *blocks.shape[1:])
+    if statistic not in AVERAGED:
+        return statistic(matrices)
+    per_class = AVERAGED[statistic]
+    whole = per_class(blocks.sum(0))
+    mean: Floats = np.nanmean(np.where(np.isnan(drawn := per_class(matrices)), whole, drawn), axis=-1)
+    return mean
+
+
+def _percentiles(drawn: Floats, confidence: float) -> tuple[float, float]:
+    tail = (1 - confidence) / 2
+    low, high = np.nanquantile(drawn, [tail, 1 - tail])
+    return float(low), float(high)

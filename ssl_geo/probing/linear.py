@@ -1,0 +1,368 @@
+"""Linear probes without a training loop: logistic regression by L-BFGS, ridge classification in closed form.
+
+Both standardize the features, take an L2 penalty on the weights (not on the bias), and choose it on validation. The
+features stay as they are stored (float16, memory-mapped): they are read in chunks, and the standardizing is folded into
+the weights at the end.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from scipy.optimize import minimize
+from torch import Tensor
+
+from ssl_geo.errors import UserError
+from ssl_geo.probing.metrics import Floats, confusion, miou
+
+# Strong to weak: each start is the solution before it. λ of mean loss + λ/2 ‖W‖² on standardized features.
+PENALTIES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
+CHUNK = 4096  # rows read at once: 6 MB of float32 at 384 features
+MEMORY = 2**30  # bytes of standardized features kept
+NEVER = -1e4  # bias of a class that training does not hold
+
+Features = npt.NDArray[np.floating] | Tensor
+Labels = npt.NDArray[np.integer] | Tensor
+
+
+@dataclass(frozen=True)
+class LinearProbe:
+    """Logits = features @ weight.T + bias, of raw features.
+
+    Attributes:
+        weight: (C, D) float32.
+        bias: (C,) float32; -10⁴ for a class without a training pixel, which is therefore never predicted.
+        penalty: The one chosen.
+        validation: mIoU on validation for each penalty tried; empty without validation.
+        converged: Whether the optimizer ended before its limit of iterations, for the chosen penalty.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    penalty: float
+    validation: dict[float, float]
+    converged: bool
+
+    def logits(self, features: Features) -> Tensor:
+        """(N, D) features of any float type -> (N, C) float32 on the features' device."""
+        device = features.device if isinstance(features, Tensor) else torch.device("cpu")
+        weight, bias = self.weight.to(device), self.bias.to(device)
+        logits = torch.empty(len(features), len(bias), device=device)
+        for number, chunk in enumerate(_chunks(features)):
+            torch.addmm(bias, chunk, weight.T, out=logits[number * CHUNK : (number + 1) * CHUNK])
+        return logits
+
+    def predict(self, features: Features) -> Tensor:
+        """(N, D) features -> (N,) int64 class ids."""
+        return self.logits(features).argmax(1)
+
+    def to_head(self) -> tuple[Tensor, Tensor]:
+        """Weight (C, D, 1, 1) and bias (C,) of a 1×1 convolution that gives the same logits."""
+        return self.weight[:, :, None, None].clone(), self.bias.clone()
+
+
+def fit_linear(
+    features: Features,
+    labels: Labels,
+    num_classes: int,
+    val_features: Features | None = None,
+    val_labels: Labels | None = None,
+    *,
+    penalties: Sequence[float] = PENALTIES,
+    class_weights: Floats | None = None,
+    limit: int | None = 100_000,
+    ignore: int = 255,
+    seed: int = 0,
+    max_iterations: int = 300,
+    tolerance: float = 1e-4,
+) -> LinearProbe:
+    """Multinomial logistic regression by L-BFGS (Liu & Nocedal 1989), the same minimum as scikit-learn's.
+
+    Minimizes Σ w_y · cross entropy / Σ w_y + λ/2 ‖W‖² for each penalty λ (scikit-learn's C = 1 / (λ N)), from strong
+    to weak, each started at the solution before it, and keeps the one with the best mIoU on validation.
+
+    Args:
+        features: (N, D), one row a pixel or token; numpy (memory-mapped, float16) or a tensor on any device.
+        labels: (N,) class ids, `ignore` where there is none.
+        num_classes: Number of classes C.
+        val_features: (M, D) of validation; None allows one penalty only.
+        val_labels: (M,).
+        penalties: λ to try.
+        class_weights: (C,) w, all 1 by default.
+        limit: Most training rows, drawn by seed, which bounds the time; None takes all.
+        ignore: The label that is left out.
+        seed: Of that draw.
+        max_iterations: Of L-BFGS for each penalty.
+        tolerance: Greatest component of the gradient at which it ends.
+
+    Returns:
+        The probe.
+
+    Raises:
+        UserError: No labelled training or validation pixel, features that are not finite, several penalties without
+            validation.
+    """
+    _choosable(penalties, val_labels, ignore)
+    training = _Training(features, labels, num_classes, class_weights, limit, ignore, seed)
+    classes, width = len(training.present), training.width
+    _, covariance, _ = training.moments()
+    values, vectors = torch.linalg.eigh(covariance)
+
+    def objective(flat: Floats, penalty: float, scale: Tensor) -> tuple[float, Floats]:
+        solution = torch.from_numpy(flat).view(classes, width + 1).to(scale.device)
+        weight, bias = (solution[:, :width] * scale) @ vectors.T, solution[:, width]
+        loss, slope = training.cross_entropy(weight, bias)
+        loss += penalty / 2 * weight.square().sum().item()
+        slope[:, :width] += penalty * weight
+        slope[:, :width] = (slope[:, :width] @ vectors) * scale
+        return loss, slope.cpu().numpy().ravel()
+
+    def solutions() -> Iterator[tuple[float, Tensor, bool]]:
+        weight, bias = torch.zeros_like(values).repeat(classes, 1), values.new_zeros(classes, 1)
+        for penalty in sorted(penalties, reverse=True):
+            # Variables in which the curvature is about 1 in every direction: that of cross entropy is at most half the
+            # features' covariance (Böhning 1992), about 1 / classes of it where nothing is known yet.
+            scale = (values.clamp(min=0) / classes + penalty).rsqrt()
+            result = minimize(
+                objective,
+                torch.cat([weight @ vectors / scale, bias], 1).cpu().numpy().ravel(),
+                args=(penalty, scale),
+                jac=True,
+                method="L-BFGS-B",
+                options={"maxiter": max_iterations, "gtol": tolerance, "ftol": 1e-9, "maxcor": 20},
+            )
+            solution = torch.from_numpy(result.x).view(classes, width + 1).to(values.device)
+            weight, bias = (solution[:, :width] * scale) @ vectors.T, solution[:, width:]
+            # Status 1 is the limit; 2, no lower value along the line, is the end of float32's precision.
+            yield penalty, torch.cat([weight, bias], 1), result.status != 1
+
+    return _best(solutions(), training, num_classes, val_features, val_labels, ignore)
+
+
+def fit_ridge(
+    features: Features,
+    labels: Labels,
+    num_classes: int,
+    val_features: Features | None = None,
+    val_labels: Labels | None = None,
+    *,
+    penalties: Sequence[float] = PENALTIES,
+    class_weights: Floats | None = None,
+    limit: int | None = None,
+    ignore: int = 255,
+    seed: int = 0,
+) -> LinearProbe:
+    """Ridge regression on targets of +1 and -1 in closed form, as scikit-learn's RidgeClassifier: one pass, all λ.
+
+    Minimizes Σ w_y ‖target - (x W + b)‖² / Σ w_y + λ ‖W‖² (RidgeClassifier's alpha = λ N). The eigenvectors of the
+    weighted covariance solve it for every λ. Its logits are scores, not log-probabilities: a calibration error of them
+    says nothing.
+
+    Args:
+        features: (N, D), one row a pixel or token.
+        labels: (N,) class ids, `ignore` where there is none.
+        num_classes: Number of classes C.
+        val_features: (M, D) of validation; None allows one penalty only.
+        val_labels: (M,).
+        penalties: λ to try.
+        class_weights: (C,) w, all 1 by default.
+        limit: Most training rows, drawn by seed; None takes all.
+        ignore: The label that is left out.
+        seed: Of that draw.
+
+    Returns:
+        The probe.
+
+    Raises:
+        UserError: As `fit_linear`.
+    """
+    _choosable(penalties, val_labels, ignore)
+    training = _Training(features, labels, num_classes, class_weights, limit, ignore, seed)
+    centre, covariance, cross = training.moments()
+    values, vectors = torch.linalg.eigh(covariance)
+    projected, level = vectors.T @ cross, training.class_level()
+
+    def solutions() -> Iterator[tuple[float, Tensor, bool]]:
+        for penalty in sorted(penalties, reverse=True):
+            weight = (vectors @ (projected / (values.clamp(min=0)[:, None] + penalty))).T
+            yield penalty, torch.cat([weight, (level - weight @ centre)[:, None]], 1), True
+
+    return _best(solutions(), training, num_classes, val_features, val_labels, ignore)
+
+
+def balanced_weights(labels: Labels, num_classes: int, ignore: int = 255) -> Floats:
+    """(C,) weights inverse to the pixels of each class, mean 1 over pixels; 0 for a class that is not there."""
+    target = _as_tensor(labels).long()
+    counts = torch.bincount(target[target != ignore], minlength=num_classes).cpu().numpy().astype(np.float64)
+    present = counts > 0
+    weights: Floats = np.divide(counts.sum() / max(present.sum(), 1), counts, out=np.zeros(num_classes), where=present)
+    return weights
+
+
+# --- shared ----------------------------------------------------------------------------------------------------------
+
+
+def _as_tensor(array: npt.NDArray[np.generic] | Tensor) -> Tensor:
+    """A tensor that shares the array's memory unless it is read-only (a memory map), which is then copied."""
+    return array if isinstance(array, Tensor) else torch.from_numpy(np.require(array, requirements=["C", "W"]))
+
+
+def _chunks(features: Features) -> Iterator[Tensor]:
+    """Rows of the features as float32 tensors, CHUNK at a time."""
+    for begin in range(0, len(features), CHUNK):
+        yield _as_tensor(features[begin : begin + CHUNK]).float()
+
+
+def _choosable(penalties: Sequence[float], val_labels: Labels | None, ignore: int) -> None:
+    """Refuse penalties that are none, and a choice that nothing decides."""
+    if not penalties or not all(math.isfinite(penalty) and penalty > 0 for penalty in penalties):
+        raise UserError(f"penalties {tuple(penalties)}: numbers greater than 0 are needed, set --linear.penalties")
+    if val_labels is None:
+        if len(penalties) > 1:
+            raise UserError(
+                f"{len(penalties)} penalties and no validation to choose by: give a val split with --split.fractions, "
+                "or one penalty with --linear.penalties"
+            )
+    elif not bool((val_labels != ignore).any()):
+        raise UserError("no valid pixel in val to choose a penalty by: change --split.block or --split.fractions")
+
+
+class _Training:
+    """Labelled rows, standardized: in memory as float32 where they fit MEMORY, else anew from the store each time.
+
+    Attributes:
+        present: (P,) the classes that occur.
+        mean: (D,) of the features, float64.
+        deviation: (D,) standard deviation, 1 for a constant feature.
+        width: Number of features D.
+    """
+
+    def __init__(
+        self,
+        features: Features,
+        labels: Labels,
+        num_classes: int,
+        class_weights: Floats | None,
+        limit: int | None,
+        ignore: int,
+        seed: int,
+    ) -> None:
+        target = _as_tensor(labels).long()
+        if len(target) != len(features):
+            raise ValueError(f"{len(features)} rows of features, {len(target)} labels")
+        chosen = torch.nonzero(target != ignore)[:, 0]
+        if not len(chosen):
+            raise UserError("no valid pixel in train: change --split.block or --split.fractions")
+        if limit is not None and len(chosen) > limit:
+            draw = np.random.default_rng(seed).choice(len(chosen), limit, replace=False)
+            chosen = chosen[torch.from_numpy(np.sort(draw)).to(chosen.device)]
+        if len(chosen) < len(target):
+            features = features[chosen if isinstance(features, Tensor) else chosen.cpu().numpy()]
+            target = target[chosen]
+        device = features.device if isinstance(features, Tensor) else target.device
+        target = target.to(device)
+        low, high = int(target.min()), int(target.max())
+        if low < 0 or high >= num_classes:
+            raise UserError(
+                f"labels hold {low if low < 0 else high}, allowed are 0 ... {num_classes - 1} and {ignore} (no label): "
+                "set --data.classes to the values there are, or --data.ignore"
+            )
+        counts = torch.bincount(target, minlength=num_classes)
+        self.present = torch.nonzero(counts)[:, 0]
+        self._target = (torch.cumsum(counts > 0, 0) - 1)[target]
+        of_class = np.ones(num_classes) if class_weights is None else np.asarray(class_weights, dtype=np.float64)
+        weights = torch.from_numpy(of_class).to(device)[target]
+        self._weights = (weights / weights.sum()).float()
+        self._features = features
+        self.width = int(features.shape[1])
+        self.mean, self.deviation = self._standard()
+        fits = features.shape[0] * self.width * 4 <= MEMORY
+        self._kept = list(self._standardized()) if fits else None
+
+    def _standard(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of each feature, in two passes."""
+        total = torch.stack([chunk.sum(0, dtype=torch.float64) for chunk in _chunks(self._features)]).sum(0)
+        mean = total / len(self._features)
+        if not bool(mean.isfinite().all()):
+            raise UserError(
+                "features hold NaN or infinity: extract them again in float32, with --features.dtype float32"
+            )
+        spread = [(chunk - mean.float()).square().sum(0, dtype=torch.float64) for chunk in _chunks(self._features)]
+        deviation = (torch.stack(spread).sum(0) / len(self._features)).sqrt()
+        # A spread that is only the rounding of the mean is none.
+        return mean, torch.where(deviation > 1e-6 * mean.abs(), deviation, torch.ones_like(deviation))
+
+    def _standardized(self) -> Iterator[Tensor]:
+        mean, deviation = self.mean.float(), self.deviation.float()
+        for chunk in _chunks(self._features):
+            yield (chunk - mean) / deviation
+
+    def _rows(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Chunks of standardized features (float32), positions in `present`, and weights that sum to 1 over all."""
+        rows = self._standardized() if self._kept is None else self._kept
+        for number, row in enumerate(rows):
+            here = slice(number * CHUNK, (number + 1) * CHUNK)
+            yield row, self._target[here], self._weights[here]
+
+    def moments(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Weighted mean (D,) and covariance (D, D) of the features, and covariance (D, P) with targets of ±1."""
+        gram = self.mean.new_zeros(self.width, self.width)
+        centre, cross = self.mean.new_zeros(self.width), self.mean.new_zeros(self.width, len(self.present))
+        for row, truth, weight in self._rows():
+            weighted = (row * weight[:, None]).T
+            gram += weighted @ row
+            centre += weighted.sum(1, dtype=torch.float64)
+            cross += weighted @ (2 * F.one_hot(truth, len(self.present)) - 1).float()
+        level = self.class_level()
+        return centre, gram - centre[:, None] * centre, cross - centre[:, None] * level
+
+    def class_level(self) -> Tensor:
+        """(P,) weighted mean of the targets of ±1."""
+        share = [self._weights[self._target == own].sum(dtype=torch.float64) for own in range(len(self.present))]
+        return 2 * torch.stack(share) - 1
+
+    def cross_entropy(self, weight: Tensor, bias: Tensor) -> tuple[float, Tensor]:
+        """Weighted mean cross entropy of weight (P, D) and bias (P,), and its gradient (P, D + 1); float64."""
+        loss, slope = self.mean.new_zeros(()), self.mean.new_zeros(len(bias), self.width + 1)
+        weight, bias = weight.float(), bias.float()
+        for row, truth, row_weight in self._rows():
+            log_probability = torch.addmm(bias, row, weight.T).log_softmax(1)
+            own = log_probability.gather(1, truth[:, None])
+            loss -= (own[:, 0] * row_weight).sum(dtype=torch.float64)
+            # The gradient with respect to the logits: probability less one-hot.
+            error = log_probability.exp_()
+            error.scatter_add_(1, truth[:, None], torch.full_like(own, -1))
+            error *= row_weight[:, None]
+            slope[:, :-1] += error.T @ row
+            slope[:, -1] += error.sum(0, dtype=torch.float64)
+        return loss.item(), slope
+
+
+def _best(
+    solutions: Iterator[tuple[float, Tensor, bool]],
+    training: _Training,
+    num_classes: int,
+    val_features: Features | None,
+    val_labels: Labels | None,
+    ignore: int,
+) -> LinearProbe:
+    """The solution with the best mIoU on validation; of equals the one with the strongest penalty."""
+    probes, tried = [], dict[float, float]()
+    for penalty, solution, converged in solutions:
+        # Of standardized features -> of raw ones; classes that training does not hold are never predicted.
+        raw = solution[:, :-1] / training.deviation
+        weight, bias = raw.new_zeros(num_classes, training.width), raw.new_full((num_classes,), NEVER)
+        weight[training.present] = raw
+        bias[training.present] = solution[:, -1] - raw @ training.mean
+        probe = LinearProbe(weight.float(), bias.float(), penalty, tried, converged)
+        probes.append(probe)
+        if val_features is not None and val_labels is not None:
+            predicted = probe.predict(val_features).cpu()
+            tried[penalty] = float(miou(confusion(_as_tensor(val_labels).cpu(), predicted, num_classes, ignore)))
+    return max(probes, key=lambda probe: tried.get(probe.penalty, 0.0))

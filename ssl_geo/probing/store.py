@@ -1,0 +1,185 @@
+"""The feature store: one backbone pass serves every head, layer, seed and epoch, and the next run.
+
+STORE/<key>/layer-<i>.npy   (N, D, h, w) float16, or float32 where float16 would overflow
+STORE/<key>/labels.npy      (N, H, W) uint8, 255 = ignored
+STORE/<key>/store.json      how many chips are done; names, channels, times
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ssl_geo.probing.features import FeatureExtractor
+
+FLOAT16_MAX = float(np.finfo(np.float16).max)
+
+# (standardized image (C, H, W) float32, labels (H, W) uint8) of a chip by its number
+ReadChip = Callable[[int], tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]]
+
+
+@dataclass(frozen=True)
+class FeatureStore:
+    """Features and labels of N chips.
+
+    Attributes:
+        layers: (N, D, h, w) by layer name, memory-mapped or in memory.
+        labels: (N, H, W) uint8, 255 = ignored.
+        passes: Chips that went through the backbone to make it; 0 where all was there already.
+        seconds: Time that took.
+    """
+
+    layers: Mapping[str, npt.NDArray[np.floating]]
+    labels: npt.NDArray[np.uint8]
+    passes: int
+    seconds: float
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batches(
+        self, chips: npt.NDArray[np.int64], batch_size: int, layers: Sequence[str], device: torch.device
+    ) -> Iterator[tuple[npt.NDArray[np.int64], dict[str, Tensor], Tensor]]:
+        """Yield (chip numbers, float32 features by layer, int64 labels) in the order of `chips`."""
+        for start in range(0, len(chips), batch_size):
+            part = chips[start : start + batch_size]
+            features = {name: torch.from_numpy(self.layers[name][part]).to(device).float() for name in layers}
+            yield part, features, torch.from_numpy(self.labels[part]).to(device).long()
+
+
+def store_key(parts: Mapping[str, Any]) -> str:
+    """Name of a store: a digest of all that decides what is in it (checkpoint, layers, standardizing, data)."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:20]
+
+
+def predicted_bytes(extractor: FeatureExtractor, chips: int, size: tuple[int, int]) -> int:
+    """Size of a store in bytes, before anything is computed."""
+    places = [-(-size[0] // r) * -(-size[1] // r) for r in extractor.reduction]
+    features = sum(2 * d * p for d, p in zip(extractor.channels, places, strict=True))
+    return chips * (features + size[0] * size[1])
+
+
+def extract(
+    extractor: FeatureExtractor,
+    read_chip: ReadChip,
+    chips: int,
+    folder: Path,
+    *,
+    memory: int,
+    batch_size: int = 32,
+    device: torch.device | None = None,
+    say: Callable[[str], None] = print,
+) -> FeatureStore:
+    """Run the frozen backbone once over all chips, or read what an earlier run left; goes on where that stopped.
+
+    Args:
+        extractor: Of the layers wanted; its model is put into eval mode.
+        read_chip: Gives a chip's standardized image and labels.
+        chips: N.
+        folder: STORE/<key>, made here.
+        memory: Stores up to so many bytes are read into memory, larger ones stay memory-mapped.
+        batch_size: Chips a pass.
+        device: Where the backbone computes.
+        say: Takes the lines that tell size and time.
+    """
+    began = time.perf_counter()
+    extractor.model.eval()
+    state = _read_state(folder)
+    done = int(state.get("done", 0))
+    passes = chips - done
+    dtype = np.dtype(state.get("dtype", "float16"))
+    while done < chips:
+        finished = _fill(extractor, read_chip, chips, folder, done, dtype, batch_size, device, say)
+        if finished:
+            break
+        say("features beyond float16's range: kept as float32 instead")
+        done, passes, dtype = 0, chips, np.dtype(np.float32)
+    seconds = time.perf_counter() - began
+    size = sum(path.stat().st_size for path in folder.glob("*.npy"))
+    if not passes:
+        say(f"features of {chips} chips were there already: {folder}")
+    mode: Literal["r"] | None = None if size <= memory else "r"
+    arrays = {
+        name: np.load(folder / f"layer-{number}.npy", mmap_mode=mode) for number, name in enumerate(extractor.names)
+    }
+    return FeatureStore(arrays, np.load(folder / "labels.npy"), passes, seconds)
+
+
+@torch.no_grad()
+def _fill(
+    extractor: FeatureExtractor,
+    read_chip: ReadChip,
+    chips: int,
+    folder: Path,
+    done: int,
+    dtype: np.dtype[Any],
+    batch_size: int,
+    device: torch.device | None,
+    say: Callable[[str], None],
+) -> bool:
+    """Write the chips from `done` on; False where a feature does not fit the dtype."""
+    folder.mkdir(parents=True, exist_ok=True)
+    arrays: list[npt.NDArray[Any]] = []
+    bar = tqdm(total=chips, initial=done, unit="chip", desc="features", delay=2, dynamic_ncols=True)
+    began = time.perf_counter()
+    with bar:
+        for start in range(done, chips, batch_size):
+            pairs = [read_chip(number) for number in range(start, min(start + batch_size, chips))]
+            images = torch.from_numpy(np.stack([image for image, _ in pairs])).to(device)
+            labels = np.stack([label for _, label in pairs])
+            features = [feature.float().cpu().numpy() for feature in extractor.as_list(images)]
+            if not arrays:
+                arrays = _open(folder, chips, [*features, labels], done, dtype)
+            for array, values in zip(arrays, [*features, labels], strict=True):
+                if array.dtype == np.float16 and np.abs(values).max() > FLOAT16_MAX:
+                    return False
+                array[start : start + len(pairs)] = values
+            if start == done:
+                size = sum(array.nbytes for array in arrays)
+                about = (time.perf_counter() - began) * (chips - done) / len(pairs)
+                say(f"features of {chips} chips: {size / 1e6:.0f} MB in {folder}, about {about:.0f} s")
+            finished = start + len(pairs)
+            if finished == chips or (start // batch_size) % 16 == 15:
+                for array in arrays:
+                    if isinstance(array, np.memmap):
+                        array.flush()
+                _write_state(folder, {"done": finished, "chips": chips, "dtype": str(dtype), "names": extractor.names})
+            bar.update(len(pairs))
+    return True
+
+
+def _open(
+    folder: Path, chips: int, batch: Sequence[npt.NDArray[Any]], done: int, dtype: np.dtype[Any]
+) -> list[npt.NDArray[Any]]:
+    """Memory-map one file a layer and one for the labels, which come last in `batch`."""
+    paths = [folder / f"layer-{number}.npy" for number in range(len(batch) - 1)] + [folder / "labels.npy"]
+    if done:
+        return [np.load(path, mmap_mode="r+") for path in paths]
+    dtypes = [dtype] * (len(batch) - 1) + [np.dtype(np.uint8)]
+    return [
+        np.lib.format.open_memmap(path, mode="w+", dtype=kind, shape=(chips, *values.shape[1:]))
+        for path, kind, values in zip(paths, dtypes, batch, strict=True)
+    ]
+
+
+def _read_state(folder: Path) -> dict[str, Any]:
+    path = folder / "store.json"
+    state: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    return state
+
+
+def _write_state(folder: Path, state: Mapping[str, Any]) -> None:
+    temporary = folder / ".store.json"
+    temporary.write_text(json.dumps(state))
+    temporary.replace(folder / "store.json")

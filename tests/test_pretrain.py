@@ -1,0 +1,276 @@
+"""The command as a user runs it, on a small world of GeoTIFFs and on real imagery where it is at hand."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ssl_geo import load_backbone
+from ssl_geo.config import pretrain_config
+from ssl_geo.errors import UserError
+from ssl_geo.imagery.rasters import write_geotiff
+from ssl_geo.pretrain import main
+from ssl_geo.training import runs
+
+TINY = [
+    *("--data.chip_size", "32", "--views.local_count", "2", "--optim.batch_size", "4"),
+    *("--dino.out_dim", "64", "--dino.hidden_dim", "32", "--dino.bottleneck_dim", "16"),
+    *("--optim.precision", "fp32", "--log.every", "1", "--data.workers", "0"),
+]
+VIT = [
+    *("--backbone.name", "vit_tiny_patch16_224"),
+    *("--backbone.arguments", "{patch_size: 8, embed_dim: 48, depth: 2, num_heads: 3, drop_path_rate: 0.1}"),
+]
+
+
+@pytest.fixture(scope="session")
+def imagery(tmp_path_factory) -> Path:
+    """Three stacked scenes of five bands with texture, in UTM."""
+    folder = tmp_path_factory.mktemp("imagery")
+    for number in range(3):
+        noise = np.random.default_rng(number).gamma(4, 300, (5, 100, 90))
+        dn = (noise * np.linspace(0.5, 1.5, 5)[:, None, None] + 200 * number).astype(np.uint16) + 1
+        write_geotiff(
+            folder / f"S2A_MSIL2A_2018061{number}T103021_N0208_R108_T32UPU.tif",
+            dn,
+            crs="EPSG:32632",
+            transform=(10.0, 0.0, 6e5 + 1000 * number, 0.0, -10.0, 5.4e6),
+            nodata=0,
+            descriptions=["B02", "B03", "B04", "B08", "B11"],
+        )
+    return folder
+
+
+@pytest.fixture
+def arguments(imagery, tmp_path):
+    return [
+        *("--data", str(imagery), "--data.bands", "B02", "B03", "B04", "B08", "B11"),
+        *("--data.cache", str(tmp_path / "cache")),
+        *TINY,
+    ]
+
+
+def pretrain(out: Path, arguments: list[str], *more: str) -> list[dict]:
+    """Run in this process and return the log."""
+    assert main(pretrain_config([*arguments, "--out", str(out), *more])) == 0
+    return read_log(out)
+
+
+def read_log(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+def losses(log: list[dict]) -> list[float]:
+    return [line["loss"] for line in log]
+
+
+def same_tensors(a: dict, b: dict) -> bool:
+    return a.keys() == b.keys() and all(
+        same_tensors(a[k], b[k]) if isinstance(a[k], dict) else (not torch.is_tensor(a[k]) or torch.equal(a[k], b[k]))
+        for k in a
+    )
+
+
+def test_a_run_leaves_what_the_readme_says(tmp_path, arguments):
+    log = pretrain(tmp_path / "run", arguments, *VIT, "--steps", "4")
+    assert [line["step"] for line in log] == [1, 2, 3, 4]
+    assert {"loss", "lr", "samples_per_s", "data_wait", "teacher_entropy", "ln_k"} <= log[0].keys()
+    assert {"embedding_std", "effective_rank"} <= log[-1].keys()
+    assert all(np.isfinite(losses(log)))
+    names = {p.name for p in (tmp_path / "run").iterdir()}
+    assert names == {
+        *("config.yaml", "index.parquet", "log.jsonl", "tensorboard", "checkpoints"),
+        *("backbone.safetensors", "backbone.json"),
+    }
+    checkpoint = torch.load(runs.checkpoints(tmp_path / "run")[-1], weights_only=True)
+    assert checkpoint["step"] == 4
+    assert checkpoint["backbone_description"]["bands"] == ["B02", "B03", "B04", "B08", "B11"]
+    assert checkpoint["config"]["steps"] == 4
+
+
+def test_plain_timm_in_a_fresh_interpreter_gives_the_same_embedding(tmp_path, arguments):
+    run = tmp_path / "run"
+    pretrain(run, arguments, *VIT, "--steps", "2")
+    torch.manual_seed(0)
+    images = torch.randn(2, 5, 32, 32)
+    torch.save(images, tmp_path / "images.pt")
+    code = f"""
+import json, sys, timm, torch
+from safetensors.torch import load_file
+sys.modules["ssl_geo"] = None
+j = json.load(open("{run}/backbone.json"))
+net = timm.create_model(j["architecture"], **j["model_args"]).eval()
+net.load_state_dict(load_file("{run}/backbone.safetensors"))
+with torch.no_grad():
+    torch.save(net(torch.load("{tmp_path}/images.pt", weights_only=True)), "{tmp_path}/embedding.pt")
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
+    with torch.no_grad():
+        ours = load_backbone(run)(images)
+    torch.testing.assert_close(torch.load(tmp_path / "embedding.pt", weights_only=True), ours)
+
+
+def test_the_number_of_workers_changes_nothing(tmp_path, arguments):
+    logs = [
+        losses(pretrain(tmp_path / f"w{n}", arguments, *VIT, "--steps", "3", "--data.workers", str(n)))
+        for n in (0, 1, 4)
+    ]
+    assert logs[0] == logs[1] == logs[2]
+
+
+def test_a_resumed_run_is_the_run_that_was_not_interrupted(tmp_path, arguments):
+    whole = pretrain(tmp_path / "whole", arguments, *VIT, "--steps", "6")
+    settings = [*arguments, *VIT, "--steps", "6", "--log.checkpoint_every", "2", "--log.keep", "9"]
+    pretrain(tmp_path / "part", settings)
+    for late in runs.checkpoints(tmp_path / "part")[1:]:  # as if killed between steps 2 and 4
+        late.unlink()
+    assert main(pretrain_config(["--resume", str(tmp_path / "part")])) == 0
+    assert losses(read_log(tmp_path / "part")) == losses(whole)
+    a, b = runs.load_checkpoint(tmp_path / "whole"), runs.load_checkpoint(tmp_path / "part")
+    assert same_tensors(a["method"], b["method"])
+    assert same_tensors(a["optimizer"]["state"], b["optimizer"]["state"])
+
+
+def test_resuming_with_other_settings_is_refused_by_name(tmp_path, arguments, capsys):
+    pretrain(tmp_path / "run", arguments, "--steps", "1")
+    with pytest.raises(SystemExit) as end:
+        pretrain_config(["--resume", str(tmp_path / "run"), "--optim.clip", "1"])
+    assert end.value.code == 2
+    assert "optim.clip 3.0 -> 1.0" in capsys.readouterr().err
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "ssl_geo.pretrain", *arguments]
+
+
+@pytest.mark.parametrize("backbone", [VIT, ["--backbone.name", "resnet18"]], ids=["vit", "resnet"])
+def test_two_processes_give_the_losses_of_one(tmp_path, arguments, backbone):
+    settings = [*arguments, *backbone, "--steps", "3"]
+    settings = [s.replace("drop_path_rate: 0.1", "drop_path_rate: 0.0") for s in settings]
+    one = losses(pretrain(tmp_path / "one", settings))
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
+            *("-m", "ssl_geo.pretrain", *settings, "--out", str(tmp_path / "two")),
+        ],
+        check=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+    )
+    assert losses(read_log(tmp_path / "two")) == pytest.approx(one, abs=1e-5)
+
+
+def test_sigterm_saves_and_leaves_with_a_message(tmp_path, arguments):
+    run = tmp_path / "run"
+    process = subprocess.Popen(
+        command(*arguments, "--steps", "100000", "--out", str(run)), stdout=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 120
+    while not ((run / "log.jsonl").is_file() and read_log(run)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == runs.INTERRUPTED
+    assert "SIGTERM: saved at step" in said
+    assert f"--resume {run}" in said
+    assert runs.load_checkpoint(run)["step"] == read_log(run)[-1]["step"]
+
+
+def test_accumulated_micro_batches_give_the_losses_of_one_batch(tmp_path, arguments):
+    settings = [*arguments, *[s.replace("drop_path_rate: 0.1", "drop_path_rate: 0.0") for s in VIT], "--steps", "3"]
+    one = losses(pretrain(tmp_path / "one", settings))
+    two = losses(pretrain(tmp_path / "two", settings, "--optim.accumulate", "2"))
+    assert two == pytest.approx(one, abs=1e-5)
+
+
+def test_a_step_that_is_not_finite_is_skipped_counted_and_given_up(tmp_path, arguments, capsys):
+    with pytest.raises(UserError, match="2 steps in a row were not finite"):
+        pretrain(
+            tmp_path / "run", arguments, "--steps", "9", "--optim.max_skipped", "1", "--dino.student_temp", "1e-45"
+        )
+    assert "not finite, skipped" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["--data", "EMPTY"], "EMPTY"),
+        (["--data.bands", "B02", "B8A"], "B8A"),
+        (["--data.chip_size", "128"], "--data.chip_size"),
+        (["--views.global_size", "30", *VIT], "--views.global_size"),
+        (["--backbone.name", "resnet1888"], "resnet18"),
+        (["--optim.batch_size", "5", "--optim.accumulate", "2"], "--optim.batch_size"),
+    ],
+    ids=lambda v: v[0] if isinstance(v, list) else "",
+)
+def test_wrong_input_is_one_line_and_nothing_is_written(tmp_path, arguments, settings, words):
+    (tmp_path / "EMPTY").mkdir()
+    settings = [str(tmp_path / s) if s == "EMPTY" else s for s in settings]
+    with pytest.raises(UserError) as error:
+        pretrain(tmp_path / "run", [*arguments, *settings], "--steps", "1")
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_mistake_ends_the_command_with_code_2_and_one_line(tmp_path, imagery):
+    done = subprocess.run(
+        command("--data", str(imagery), "--data.bands", "B02", "B8A", "--out", str(tmp_path / "run")),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert done.stderr.startswith("ssl_geo.pretrain: error: ")
+
+
+def test_an_output_folder_in_use_is_refused(tmp_path, arguments):
+    pretrain(tmp_path / "run", arguments, "--steps", "1")
+    with pytest.raises(UserError, match="is in use"):
+        pretrain(tmp_path / "run", arguments, "--steps", "1")
+
+
+TEN = ["B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B11", "B12"]
+TWELVE = ["B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B11", "B12"]
+
+
+@pytest.fixture
+def small(tmp_path):
+    """Settings that make a run on real imagery short."""
+    return [*TINY[2:], "--data.cache", str(tmp_path / "cache"), "--steps", "12", "--optim.batch_size", "16"]
+
+
+def falls(log: list[dict]) -> bool:
+    found = losses(log)
+    return bool(np.isfinite(found).all()) and np.mean(found[-3:]) < np.mean(found[:3])
+
+
+def test_real_scenes_patches_and_chips_together(tmp_path, shared_data, small, capsys):
+    folders = [str(shared_data / name) for name in ("scenes", "bigearthnet", "chips_seasonal")]
+    log = pretrain(tmp_path / "run", [*small, "--data", *folders, "--data.chip_size", "64"])
+    said = capsys.readouterr().out
+    assert "australia_20190105" in said
+    assert "B8A, B12" in said
+    assert falls(log)
+
+
+def test_real_jp2_product_alone_and_refused_beside_l2a(tmp_path, shared_data, small):
+    jp2, scenes = str(shared_data / "jp2_multires"), str(shared_data / "scenes")
+    assert falls(pretrain(tmp_path / "run", [*small, "--data", jp2, "--data.chip_size", "64"]))
+    with pytest.raises(UserError, match=r"L1C.*L2A.*--data.allow_mixed|L2A.*L1C.*--data.allow_mixed"):
+        pretrain(tmp_path / "mixed", [*small, "--data", jp2, scenes])
+    assert not (tmp_path / "mixed").exists()
+
+
+def test_real_chips_without_band_names(tmp_path, shared_data, small):
+    chips = str(shared_data / "chips_coastal")
+    with pytest.raises(UserError, match=r"--data.band_names.*B01 B02 B03 B04 B05 B06 B07 B08 B8A B09 B11 B12"):
+        pretrain(tmp_path / "unnamed", [*small, "--data", chips])
+    assert falls(pretrain(tmp_path / "run", [*small, "--data", chips, "--data.band_names", *TWELVE]))

@@ -1,0 +1,391 @@
+import pickle
+import random
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import albumentations as A
+import cv2
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from ssl_geo.errors import UserError
+from ssl_geo.views.multicrop import UNIFORMS_PER_VIEW, MultiCrop, ViewRecipe, default_recipes, draw_view
+from ssl_geo.views.photometry import fill_invalid
+
+Image = npt.NDArray[np.float32]
+Statistics = tuple[list[float], list[float]]
+
+keys = st.tuples(st.integers(0, 2**63), st.integers(0, 10**4), st.integers(0, 10**9))
+# A view of everything: each step is taken or left by chance.
+BUSY = ViewRecipe((20, 28), (0.2, 1.0), channel_repeat=0.5, blur=0.5, solarize=0.5, rotate90=0.5)
+
+
+class Numbers(random.Random):
+    """albumentations' generator, made to give the numbers of one row of a table."""
+
+    row: Iterator[float] = iter(())
+
+    def random(self) -> float:
+        return next(self.row)
+
+
+def make(statistics: Statistics, *recipes: ViewRecipe, bands: int = 10) -> MultiCrop:
+    mean, std = ((values * 2)[:bands] for values in statistics)
+    return MultiCrop(mean, std, global_views=recipes)
+
+
+def all_valid(image: Image) -> npt.NDArray[np.bool_]:
+    return np.ones(image.shape[1:], bool)
+
+
+def holes(seed: int, shape: tuple[int, int]) -> npt.NDArray[np.bool_]:
+    """Validity with a missing corner and missing spots."""
+    valid = np.random.default_rng(seed).random(shape) > 0.02
+    valid[: shape[0] // 3, : shape[1] // 2] = False
+    return valid
+
+
+# ------------------------------------------------------------------------------------------------ what is drawn
+
+
+def test_views_depend_on_seed_epoch_chip_and_nothing_else(statistics: Statistics, chip: Image) -> None:
+    recipes = [BUSY, replace(BUSY, size=(16, 16))]
+    wanted = [(seed, epoch, number) for seed in (0, 5) for epoch in (0, 1) for number in range(6)]
+    first = make(statistics, *recipes)
+
+    def views(crop: MultiCrop, key: tuple[int, int, int]) -> bytes:
+        seed, epoch, number = key
+        return b"".join(v.tobytes() for v in crop(chip, all_valid(chip), seed=seed, epoch=epoch, chip=number))
+
+    in_order = {key: views(first, key) for key in wanted}
+    shuffled = wanted * 2
+    random.Random(0).shuffle(shuffled)
+    restored = pickle.loads(pickle.dumps(first))
+    with ThreadPoolExecutor(4) as pool:
+        for key, result in zip(shuffled, pool.map(lambda key: views(first, key), shuffled), strict=True):
+            assert result == in_order[key]
+            assert views(restored, key) == in_order[key]
+    assert len(set(in_order.values())) == len(wanted)
+
+
+def test_no_global_random_state_is_used_or_moved(statistics: Statistics, chip: Image) -> None:
+    crop = make(statistics, BUSY)
+    random.seed(1)
+    np.random.seed(1)  # noqa: NPY002
+    python, numpy = random.getstate(), np.random.get_state()[1].tobytes()  # type: ignore[index, union-attr]
+    one = crop(chip, all_valid(chip), seed=1, epoch=2, chip=3)[0]
+    assert random.getstate() == python
+    assert np.random.get_state()[1].tobytes() == numpy  # type: ignore[index, union-attr]
+    random.seed(2)
+    np.testing.assert_array_equal(crop(chip, all_valid(chip), seed=1, epoch=2, chip=3)[0], one)
+
+
+@settings(deadline=None)
+@given(first=keys, second=keys)
+def test_other_keys_draw_other_views(first: tuple[int, int, int], second: tuple[int, int, int]) -> None:
+    assume(first != second)
+    crop = MultiCrop([0.1], [0.1], global_views=[BUSY] * 3)
+    one, other = (crop.draw(50, 60, seed=key[0], epoch=key[1], chip=key[2]) for key in (first, second))
+    matrices = [draw.matrix for draw in one + other]
+    assert len(set(matrices)) == 6
+
+
+@settings(deadline=None)
+@given(key=keys, count=st.integers(1, 9))
+def test_a_view_does_not_depend_on_how_many_others_there_are(key: tuple[int, int, int], count: int) -> None:
+    draws = [
+        MultiCrop([0.1], [0.1], global_views=[BUSY] * n).draw(50, 60, seed=key[0], epoch=key[1], chip=key[2])
+        for n in (count, 10)
+    ]
+    assert draws[0] == draws[1][:count]
+
+
+def test_draws_are_uncorrelated_between_views_chips_epochs_and_seeds() -> None:
+    crop = MultiCrop([0.1], [0.1], global_views=[BUSY] * 2)
+    count = 3000
+    base = {"seed": 0, "epoch": 0}
+
+    def centres(view: int, **step: int) -> npt.NDArray[np.float64]:
+        draws = [crop.draw(64, 64, **(base | {"chip": n} | step))[view].matrix for n in range(count)]
+        return np.array([m[0] * 14 + m[1] * 10 + m[2] for m in draws])
+
+    reference = centres(0)
+    neighbours = np.array([crop.draw(64, 64, seed=0, epoch=0, chip=n + 1)[0].matrix for n in range(count)])
+    others = [centres(1), centres(0, epoch=1), centres(0, seed=1), neighbours @ [14, 10, 1, 0, 0, 0]]
+    for other in others:
+        assert abs(np.corrcoef(reference, other)[0, 1]) < 4 / np.sqrt(count)
+
+
+@settings(deadline=None)
+@given(
+    numbers=st.randoms(use_true_random=False),
+    scale=st.tuples(st.floats(0.01, 1), st.floats(0.01, 1)).map(lambda pair: (min(pair), max(pair))),
+    ratio=st.floats(0.02, 20),
+)
+def test_a_view_never_runs_out_of_numbers(numbers: random.Random, scale: tuple[float, float], ratio: float) -> None:
+    recipe = replace(BUSY, scale=scale, ratio=(ratio, ratio * 1.5))
+    row = iter([numbers.random() for _ in range(UNIFORMS_PER_VIEW)])
+    draw_view(recipe, row.__next__, 10, 40, 60)
+
+
+# ---------------------------------------------------------------------------------------- against slow references
+
+
+@pytest.mark.parametrize("bands", [1, 2, 3, 10, 13])
+@pytest.mark.parametrize("missing", [False, True])
+@pytest.mark.parametrize("channel_repeat", [0.0, 0.5, 1.0])
+def test_views_are_the_recipes_pipeline_of_albumentations(
+    statistics: Statistics, chip: Image, bands: int, missing: bool, channel_repeat: float
+) -> None:
+    image = np.concatenate([chip, chip])[:bands, :, :41]
+    recipes = [
+        replace(BUSY, channel_repeat=channel_repeat),
+        replace(BUSY, channel_repeat=channel_repeat, size=(33, 16), solarize=1.0, blur=1.0),
+    ]
+    crop = make(statistics, *recipes, bands=bands)
+    mean, std = crop.mean.tolist(), crop.std.tolist()
+    valid = holes(bands, image.shape[1:]) if missing else all_valid(image)
+    pixels = fill_invalid(image.transpose(1, 2, 0), valid, mean)
+    pipelines = [recipe.as_compose(mean, std) for recipe in recipes]
+    for number in range(12):
+        views = crop(image, valid, seed=3, epoch=1, chip=number)
+        table = np.random.default_rng((3, 1, number)).random((2, UNIFORMS_PER_VIEW))
+        for view, pipeline, row in zip(views, pipelines, table, strict=True):
+            numbers = Numbers()
+            numbers.row = iter(row.tolist())
+            for step in pipeline.transforms:
+                step.set_random_state(np.random.default_rng(0), numbers)
+            expected = pipeline(image=pixels, mask=valid.astype(np.uint8))
+            np.testing.assert_allclose(view, expected["image"].transpose(2, 0, 1), atol=2e-4)
+            if missing:
+                np.testing.assert_array_equal(view[:, expected["mask"] == 0], 0)
+
+
+def plain_pipeline(recipe: ViewRecipe) -> A.Compose:
+    """The origin's recipe for one view, plainly, on albumentations 2.0.8."""
+    return A.Compose(
+        [
+            A.HorizontalFlip(p=recipe.horizontal_flip),
+            A.Affine(  # ShiftScaleRotate of albumentations 1.x: one scale for both axes, mirrored at the edge
+                scale=(0.9, 1.1),
+                translate_percent={"x": (-0.0625, 0.0625), "y": (-0.0625, 0.0625)},
+                rotate=(-45, 45),
+                keep_ratio=True,
+                border_mode=cv2.BORDER_REFLECT_101,
+                p=recipe.shift_scale_rotate,
+            ),
+            A.RandomResizedCrop(recipe.size, scale=recipe.scale, ratio=recipe.ratio),
+            A.GaussianBlur(blur_limit=(5, 5), sigma_limit=(1.1, 1.1), p=recipe.blur),
+            A.Solarize(threshold_range=(0.5, 0.5), p=recipe.solarize),
+        ],
+        seed=5,
+    )
+
+
+@pytest.mark.parametrize("scale", [(0.4, 1.0), (0.05, 0.4)])
+def test_views_have_the_statistics_of_the_plain_recipe(scale: tuple[float, float]) -> None:
+    """Over thousands of draws: where views lie, how far they reach, their means, their brightest values."""
+    count = 3000
+    y, x = np.mgrid[:64, :64].astype(np.float32) / 63
+    bright = 0.4 + 0.2 * np.sin(11 * x + 5 * y) + 0.15 * np.cos(7 * y)
+    image = np.stack([x, y, bright.astype(np.float32)])
+    recipe = ViewRecipe((24, 24), scale, vertical_flip=0, rotate90=0, blur=0.5, solarize=0.2)
+    crop = MultiCrop([0.0] * 3, [1.0] * 3, global_views=[recipe])
+    pipeline = plain_pipeline(recipe)
+    pixels = image.transpose(1, 2, 0).copy()
+    ours = np.stack([crop(image, all_valid(image), seed=0, epoch=0, chip=n)[0] for n in range(count)])
+    plain = np.stack([pipeline(image=pixels)["image"].transpose(2, 0, 1) for _ in range(count)])
+    for channel in range(3):
+        for statistic in (np.mean, np.std, np.max, np.min):
+            one, other = (statistic(views[:, channel], axis=(1, 2)) for views in (ours, plain))
+            assert stats.ks_2samp(one, other).pvalue > 1e-3, (channel, statistic.__name__)
+    slopes = [np.diff(views[:, 0], axis=2).mean((1, 2)) for views in (ours, plain)]  # sign: flips, size: resolution
+    assert stats.ks_2samp(*slopes).pvalue > 1e-3
+    # One interpolation instead of two keeps more of the finest detail, never less.
+    finest = [np.abs(np.diff(views[:, 2], n=2, axis=2)).mean() for views in (ours, plain)]
+    assert finest[0] == pytest.approx(finest[1], rel=0.1)
+
+
+# ------------------------------------------------------------------------------------------------- what comes out
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    bands=st.integers(1, 13),
+    sizes=st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40)), min_size=1, max_size=4),
+    shape=st.tuples(st.integers(8, 50), st.integers(8, 50)),
+    seed=st.integers(0, 99),
+)
+def test_any_number_of_bands_and_views_of_any_size(
+    bands: int, sizes: list[tuple[int, int]], shape: tuple[int, int], seed: int
+) -> None:
+    image = np.random.default_rng(seed).uniform(0, 1.4, (bands, *shape)).astype(np.float32)
+    before = image.copy()
+    crop = MultiCrop([0.1] * bands, [0.1] * bands, global_views=[replace(BUSY, size=size) for size in sizes])
+    valid = holes(seed, shape) if seed % 2 else all_valid(image)
+    views = crop(image, valid, seed=seed, epoch=0, chip=0)
+    kept = [view.copy() for view in views]
+    crop(image, valid, seed=seed, epoch=0, chip=1)
+    assert [view.shape for view in views] == [(bands, *size) for size in sizes]
+    for view, copy in zip(views, kept, strict=True):
+        assert view.dtype == np.float32
+        assert view.flags.c_contiguous
+        assert np.isfinite(view).all()
+        np.testing.assert_array_equal(view, copy)  # a later call leaves the views of an earlier one alone
+    np.testing.assert_array_equal(image, before)
+
+
+def test_reflectance_above_1_stays(statistics: Statistics) -> None:
+    image = np.full((10, 30, 30), 1.5, np.float32)
+    recipes = [ViewRecipe((20, 20), (0.4, 1.0), blur=1.0), ViewRecipe((20, 20), (0.4, 1.0), blur=1.0, solarize=1.0)]
+    crop = make(statistics, *recipes)
+    bright, solarized = crop(image, all_valid(image), seed=0, epoch=0, chip=0)
+    mean, std = crop.mean[:, None, None], crop.std[:, None, None]
+    np.testing.assert_allclose(bright * std + mean, 1.5, atol=1e-4)
+    np.testing.assert_allclose(solarized * std + mean, -0.5, atol=1e-4)
+
+
+@pytest.mark.parametrize("channel_repeat", [0.0, 1.0])
+def test_a_repeated_band_is_standardized_with_the_statistics_of_each_channel(
+    statistics: Statistics, chip: Image, channel_repeat: float
+) -> None:
+    crop = make(statistics, replace(BUSY, channel_repeat=channel_repeat, solarize=0.0))
+    for number in range(20):
+        (view,) = crop(chip, all_valid(chip), seed=0, epoch=0, chip=number)
+        reflectance = view * crop.std[:, None, None] + crop.mean[:, None, None]
+        assert np.allclose(reflectance, reflectance[:1], atol=1e-4) == bool(channel_repeat)
+
+
+@settings(deadline=None, max_examples=30)
+@given(seed=st.integers(0, 1000), nodata=st.sampled_from([0.0, np.nan, -0.1, 6.5535, np.inf]))
+def test_nodata_is_the_mean_and_never_darkens_its_neighbours(seed: int, nodata: float) -> None:
+    mean, std = np.linspace(0.05, 0.2, 4), np.full(4, 0.05)
+    image = np.full((4, 40, 40), 0.3, np.float32)
+    valid = holes(seed, (40, 40))
+    image[:, ~valid] = nodata
+    recipes = [
+        ViewRecipe((24, 24), (0.4, 1.0), channel_repeat=repeat, blur=1.0, shift_scale_rotate=1.0)
+        for repeat in (0.0, 1.0)
+    ]
+    crop = MultiCrop(mean.tolist(), std.tolist(), global_views=recipes)
+    plain, repeated = crop(image, valid, seed=seed, epoch=0, chip=0)
+    ground = (0.3 - mean) / std
+    # Every pixel lies between the mean (0) and the ground; what is not valid is 0 in all channels alike.
+    assert (plain >= -1e-5).all()
+    assert (plain <= ground[:, None, None] + 1e-4).all()
+    zero = plain == 0
+    np.testing.assert_array_equal(zero.all(0), zero.any(0))
+    assert 0 < zero.all(0).mean() < 1
+    # A repeated band lies between its own mean and the ground, standardized by the channel it stands in.
+    missing = (repeated == 0).all(0)
+    assert 0 < missing.mean() < 1
+    band = repeated[:, ~missing] * std[:, None] + mean[:, None]
+    assert band.min() >= mean.min() - 1e-4
+    assert band.max() <= 0.3 + 1e-4
+
+
+def test_a_chip_without_any_data_is_all_mean(statistics: Statistics) -> None:
+    nothing = np.full((10, 30, 30), np.nan, np.float32)
+    for view in make(statistics, BUSY, BUSY)(nothing, np.zeros((30, 30), bool), seed=0, epoch=0, chip=0):
+        np.testing.assert_array_equal(view, 0)
+
+
+def test_blur_and_channel_repeat_happen_as_often_as_the_recipe_says(statistics: Statistics) -> None:
+    recipes, local = default_recipes(120, 8)
+    crop = MultiCrop(*statistics, global_views=recipes, local_views=local)
+    drawn = [crop.draw(120, 120, seed=0, epoch=0, chip=number) for number in range(2000)]
+    blurred = np.mean([[draw.blur > 0 for draw in draws] for draws in drawn], axis=0)
+    repeated = np.mean([[draw.band is not None for draw in draws] for draws in drawn], axis=0)
+    solarized = np.mean([[draw.solarize for draw in draws] for draws in drawn], axis=0)
+    np.testing.assert_allclose(blurred, [1, 0.1] + [0.5] * 6, atol=0.05)
+    np.testing.assert_allclose(repeated, [0.2] + [0] * 7, atol=0.04)
+    np.testing.assert_allclose(solarized, [0, 0.2] + [0] * 6, atol=0.04)
+
+
+# ----------------------------------------------------------------------------------------------------- recipes
+
+
+def test_the_origins_recipe_can_be_expressed() -> None:
+    straight = {"horizontal_flip": 0.5, "vertical_flip": 0.0, "rotate90": 0.0, "shift_scale_rotate": 0.5}
+    first = ViewRecipe((120, 120), (0.4, 1.0), channel_repeat=1.0, blur=1.0, solarize=0.0, **straight)
+    second = ViewRecipe((120, 120), (0.4, 1.0), channel_repeat=0.0, blur=0.1, solarize=0.2, **straight)
+    local = ViewRecipe((56, 56), (0.05, 0.4), channel_repeat=0.0, blur=0.5, solarize=0.0, **straight)
+    origin = default_recipes(120, 8, channel_repeat=1.0, rotate90=False)
+    assert origin == ([first, second], [local] * 6)
+    assert first.ratio == (3 / 4, 4 / 3)
+
+
+@pytest.mark.parametrize(
+    ("chip_size", "patch_size", "global_size", "local_size"),
+    [(120, 8, 120, 56), (120, 16, 112, 48), (64, 8, 64, 32), (64, 1, 64, 32), (100, 14, 98, 42), (17, 8, 16, 8)],
+)
+def test_default_sizes_are_the_chip_and_its_half_rounded_down_to_patches(
+    chip_size: int, patch_size: int, global_size: int, local_size: int
+) -> None:
+    global_views, local_views = default_recipes(chip_size, patch_size, global_count=3, local_count=4)
+    assert [view.size for view in global_views] == [(global_size, global_size)] * 3
+    assert [view.size for view in local_views] == [(local_size, local_size)] * 4
+    assert [view.channel_repeat for view in global_views] == [0.2, 0, 0]
+    assert [view.solarize for view in global_views + local_views] == [0, 0.2, 0.2, 0, 0, 0, 0]
+
+
+def test_sizes_and_counts_are_taken_as_asked() -> None:
+    global_views, local_views = default_recipes(
+        100, 8, global_size=(96, 64), local_size=40, global_scale=(0.5, 0.9), local_scale=(0.1, 0.2), local_count=1
+    )
+    assert [(view.size, view.scale) for view in global_views + local_views] == [
+        ((96, 64), (0.5, 0.9)),
+        ((96, 64), (0.5, 0.9)),
+        ((40, 40), (0.1, 0.2)),
+    ]
+    assert default_recipes(8, 8, local_count=0)[1] == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"global_size": 100}, r"--views.global_size is 100: .* patch size 16, for example 96 or 112"),
+        ({"global_size": (96, 0)}, r"--views.global_size is 0: .* for example 16 or 32"),
+        ({"local_size": -16}, r"--views.local_size is -16"),
+        ({"local_size": 5}, r"--views.local_size is 5: .* for example 16 or 32"),
+        ({"chip_size": 15}, r"--views.global_size would be 15 px, .*--data.chip_size"),
+        ({"chip_size": 24}, r"--views.local_size would be 12 px, .*--data.chip_size"),
+        ({"local_count": -1}, r"--views.local_count is -1"),
+        ({"global_count": 0}, r"0 global views"),
+        ({"channel_repeat": 1.2}, r"--views.channel_repeat is 1.2: give a probability"),
+        ({"blur": (1.0, -0.1, 0.5)}, r"--views.blur is -0.1"),
+        ({"solarize": float("nan")}, r"--views.solarize is nan"),
+        ({"global_scale": (0.4, 1.5)}, r"--views.global_scale"),
+        ({"local_scale": (0.4, 0.1)}, r"--views.local_scale"),
+        ({"local_scale": (0.0, 0.1)}, r"--views.local_scale"),
+    ],
+)
+def test_impossible_settings_are_refused_with_their_names(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        default_recipes(**({"chip_size": 64, "patch_size": 16} | arguments))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "message"),
+    [
+        ([0.1, 0.2], [0.1], "2 means and 1 standard deviations"),
+        ([], [], "0 means"),
+        ([0.1], [0.0], "positive standard deviations"),
+        ([float("nan")], [0.1], "finite"),
+    ],
+)
+def test_unusable_statistics_are_refused(mean: list[float], std: list[float], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        MultiCrop(mean, std, global_views=[BUSY])
+
+
+def test_a_chip_of_other_bands_and_a_recipe_without_global_views_are_refused(statistics: Statistics) -> None:
+    with pytest.raises(UserError, match=r"a chip of 9 bands, statistics of 10: .*--data.band_names"):
+        make(statistics, BUSY)(np.zeros((9, 8, 8), np.float32), np.ones((8, 8), bool), seed=0, epoch=0, chip=0)
+    with pytest.raises(UserError, match="no global view"):
+        MultiCrop(*statistics, global_views=[], local_views=[BUSY])
