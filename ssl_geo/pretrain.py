@@ -109,62 +109,64 @@ def train(
 ) -> None:
     """The loop, Algorithm 1 of arXiv 2104.14294: until the last step, or until a signal ends it early."""
     optim, log, method = config.optim, config.log, state.method
-    progress = Progress(run, start=state.step, steps=state.steps, batch_size=optim.batch_size, main=ranks.main)
-    for views in progress.timed(batches):
-        step = state.step
-        # What is random in a step (drop path) is a function of seed, step and rank: there is no random state to save.
-        torch.manual_seed((config.seed * state.steps + step) * ranks.world + ranks.rank)
-        lr, weight_decay = state.set_step_values(step)
+    with Progress(run, start=state.step, steps=state.steps, batch_size=optim.batch_size, main=ranks.main) as progress:
+        for views in progress.timed(batches):
+            step = state.step
+            # What is random in a step (drop path) is a function of seed, step and rank: no random state to save.
+            torch.manual_seed((config.seed * state.steps + step) * ranks.world + ranks.rank)
+            lr, weight_decay = state.set_step_values(step)
 
-        state.optimizer.zero_grad(set_to_none=True)
-        loss = torch.zeros((), device=ranks.device)
-        for part in zip(*(view.chunk(optim.accumulate) for view in views), strict=True):
-            with torch.autocast(ranks.device.type, state.dtype, enabled=state.dtype != torch.float32):
-                term = method.loss([view.to(ranks.device, non_blocking=True, memory_format=torch.channels_last) for view in part], step)
-            torch.autograd.backward(state.scaler.scale(term / optim.accumulate))
-            loss += term.detach() / optim.accumulate
-        loss = distributed.mean_over_ranks(loss)
-        state.scaler.unscale_(state.optimizer)
-        norm = clip_gradients(method.student.parameters(), optim.clip)
+            state.optimizer.zero_grad(set_to_none=True)
+            loss = torch.zeros((), device=ranks.device)
+            for part in zip(*(view.chunk(optim.accumulate) for view in views), strict=True):
+                with torch.autocast(ranks.device.type, state.dtype, enabled=state.dtype != torch.float32):
+                    term = method.loss(
+                        [view.to(ranks.device, non_blocking=True, memory_format=torch.channels_last) for view in part],
+                        step,
+                    )
+                torch.autograd.backward(state.scaler.scale(term / optim.accumulate))
+                loss += term.detach() / optim.accumulate
+            loss = distributed.mean_over_ranks(loss)
+            state.scaler.unscale_(state.optimizer)
+            norm = clip_gradients(method.student.parameters(), optim.clip)
 
-        if torch.isfinite(norm + loss):
-            method.freeze_last_layer(step)
-            state.scaler.step(state.optimizer)
-            method.after_step(step)
-            state.skipped_in_a_row = 0
-        else:
-            method.discard_step()
-            state.skipped += 1
-            state.skipped_in_a_row += 1
-            progress.say(f"step {step}: not finite, skipped ({state.skipped} so far)")
-            if state.skipped_in_a_row > optim.max_skipped:
-                raise UserError(
-                    f"{state.skipped_in_a_row} steps in a row were not finite (--optim.max_skipped); start anew with "
-                    f"a lower --optim.lr than {optim.lr} or --optim.precision fp32, or find the chips at fault"
-                )
-        state.scaler.update()
-        state.step += 1
+            if torch.isfinite(norm + loss):
+                method.freeze_last_layer(step)
+                state.scaler.step(state.optimizer)
+                method.after_step(step)
+                state.skipped_in_a_row = 0
+            else:
+                method.discard_step()
+                state.skipped += 1
+                state.skipped_in_a_row += 1
+                progress.say(f"step {step}: not finite, skipped ({state.skipped} so far)")
+                if state.skipped_in_a_row > optim.max_skipped:
+                    raise UserError(
+                        f"{state.skipped_in_a_row} steps in a row were not finite (--optim.max_skipped); start anew "
+                        f"with a lower --optim.lr than {optim.lr}, or with --optim.precision fp32"
+                    )
+            state.scaler.update()
+            state.step += 1
 
-        progress.advance()
-        last, interrupted = state.step == state.steps, distributed.any_rank(interruption.name is not None)
-        watched = monitor is not None and (last or state.step % log.health_every == 0)
-        if last or watched or state.step % log.every == 0:
-            measures: dict[str, float | Tensor] = {
-                "lr": lr,
-                "weight_decay": weight_decay,
-                "skipped": state.skipped,
-                **method.health(),
-            }
-            if monitor is not None and watched:
-                measures |= monitor.measure(method.backbone)
-            progress.record(state.step, loss, measures)
-        if last or interrupted or state.step % log.checkpoint_every == 0:
-            if ranks.main:
-                runs.save_checkpoint(run, state.step, state.checkpoint(), log.keep)
-                export_backbone(run, method.backbone, state.description())
-            if interrupted:
-                break
-    progress.close()
+            progress.advance()
+            last, interrupted = state.step == state.steps, distributed.any_rank(interruption.name is not None)
+            watched = monitor is not None and (last or state.step % log.health_every == 0)
+            if last or watched or state.step % log.every == 0:
+                measures: dict[str, float | Tensor] = {
+                    "lr": lr,
+                    "weight_decay": weight_decay,
+                    "skipped": state.skipped,
+                    **method.health(),
+                }
+                if monitor is not None and watched:
+                    measures |= monitor.measure(method.backbone)
+                progress.record(state.step, loss, measures)
+            if last or interrupted or state.step % log.checkpoint_every == 0:
+                if ranks.main:
+                    runs.save_checkpoint(run, state.step, state.checkpoint(), log.keep)
+                    export_backbone(run, method.backbone, state.description())
+                if interrupted:
+                    break
 
 
 class State:
@@ -217,7 +219,8 @@ class State:
             student_temp=dino.student_temp,
             center_momentum=dino.center_momentum,
             one_pass_per_view=dino.one_pass_per_view,
-        ).to(ranks.device, memory_format=torch.channels_last)
+        )
+        self.method.to(ranks.device).to(memory_format=torch.channels_last)
         self.method.distribute(partial(distributed.wrap, ranks=ranks))
         self.optimizer = adamw(self.method.student)
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=self.dtype == torch.float16)

@@ -117,6 +117,7 @@ with torch.no_grad():
     torch.testing.assert_close(torch.load(tmp_path / "embedding.pt", weights_only=True), ours)
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # torch advises against 4 workers on 2 cores
 def test_the_number_of_workers_changes_nothing(tmp_path, arguments):
     logs = [
         losses(pretrain(tmp_path / f"w{n}", arguments, *VIT, "--steps", "3", "--data.workers", str(n)))

@@ -321,6 +321,7 @@ class DINO(nn.Module):
         Returns:
             Scalar, with gradient for the student.
         """
+        assert len(views) >= 2, "two global views and any number of others"
         if not self._pending:
             self._statistics_before = [buffer.clone() for buffer in self._running_statistics()]
         self.train(self.training)  # whoever looked at the backbone in eval mode may have left its BatchNorms so

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import inspect
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -134,7 +135,10 @@ def wrap(module: nn.Module, ranks: Ranks) -> nn.Module:
     if ranks.world == 1:
         return module
     devices = [ranks.device] if ranks.device.type == "cuda" else None
-    return DistributedDataParallel(module, device_ids=devices, broadcast_buffers=False)
+    known = inspect.signature(DistributedDataParallel).parameters  # renamed between torch 2.8 and 2.14
+    option = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    options: dict[str, Any] = {option: False}
+    return DistributedDataParallel(module, device_ids=devices, **options)
 
 
 def sync_batchnorm(module: nn.Module) -> nn.Module:
@@ -151,44 +155,61 @@ def sync_batchnorm(module: nn.Module) -> nn.Module:
     """
     if not _several():
         return module
-    if isinstance(module, _BatchNorm) and not isinstance(module, SyncBatchNorm):
-        return SyncBatchNorm(module)
+    if isinstance(module, _BatchNorm):
+        on_cpu = all(tensor.device.type == "cpu" for tensor in module.state_dict().values())
+        return CPUSyncBatchNorm(module) if on_cpu else GPUSyncBatchNorm(module)
     for name, child in module.named_children():
         setattr(module, name, sync_batchnorm(child))
     return module
 
 
-class SyncBatchNorm(nn.SyncBatchNorm):
-    """BatchNorm over the batches of all processes, on CPUs too, followed by what its original does next.
+def _take_over(module: _BatchNorm, original: _BatchNorm) -> None:
+    """Make a new norm layer what another was: settings, parameters, buffers, children, mode."""
+    for setting in ("num_features", "eps", "momentum", "affine", "track_running_stats"):
+        setattr(module, setting, getattr(original, setting))
+    module._parameters |= original._parameters
+    module._buffers |= original._buffers
+    module._modules |= original._modules
+    module.train(original.training)
 
-    Args:
-        original: Whose parameters, buffers and children it takes over.
+
+def _then(module: nn.Module, output: Tensor) -> Tensor:
+    """Drop and activate, where the norm layer does that (timm's BatchNormAct2d)."""
+    for child in module.children():
+        output = child(output)
+    return output
+
+
+class GPUSyncBatchNorm(nn.SyncBatchNorm):
+    """torch's own, followed by the dropout and activation of the layer that it takes over."""
+
+    def __init__(self, original: _BatchNorm) -> None:
+        super().__init__(original.num_features)
+        _take_over(self, original)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalize (B, C, ...) over all but C."""
+        return _then(self, super().forward(input))
+
+
+class CPUSyncBatchNorm(_BatchNorm):
+    """BatchNorm over the batches of all processes on CPUs, where torch's own refuses to work.
+
+    Ioffe & Szegedy 2015, arXiv 1502.03167, algorithm 1, with both sums taken over all processes.
     """
 
     def __init__(self, original: _BatchNorm) -> None:
-        super().__init__(
-            original.num_features,
-            original.eps,
-            original.momentum,  # None: cumulative average
-            affine=False,
-            track_running_stats=False,
-        )
-        self.affine, self.track_running_stats = original.affine, original.track_running_stats
-        self._parameters |= original._parameters
-        self._buffers |= original._buffers
-        self._modules |= original._modules
-        self.train(original.training)
+        super().__init__(original.num_features)
+        _take_over(self, original)
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalize (B, C, ...) over all but C, then drop and activate as the original does (timm's BatchNormAct2d)."""
-        output = self._over_ranks(input) if self.training and input.device.type == "cpu" else super().forward(input)
-        for step in self._modules.values():
-            assert step is not None
-            output = step(output)
-        return output
+        """Normalize (B, C, ...) over all but C."""
+        return _then(self, self._over_ranks(input) if self.training else super().forward(input))
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        """Any number of dimensions will do."""
 
     def _over_ranks(self, x: Tensor) -> Tensor:
-        """Ioffe & Szegedy 2015, arXiv 1502.03167, algorithm 1, with both sums taken over all processes."""
         dims = [d for d in range(x.ndim) if d != 1]
         shape = [1, -1] + [1] * (x.ndim - 2)
         values = x.float()

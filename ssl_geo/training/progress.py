@@ -78,8 +78,10 @@ class Progress:
         """Move the bar on by one step."""
         self._bar.update()
 
-    def close(self) -> None:
-        """Close bar and log."""
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self._bar.close()
         if self._log:
             self._log.close()

@@ -72,7 +72,8 @@ def test_solarize_is_albumentations_within_0_and_1_and_goes_on_in_a_line_above(
     dark = bright / 1.6
     np.testing.assert_array_equal(solarize(dark.clip(0, 1)), A.Solarize(p=1)(image=dark.clip(0, 1))["image"])
     np.testing.assert_array_equal(solarize(bright), np.where(bright >= 0.5, np.float32(1) - bright, bright))
-    assert solarize(np.float32([-0.01, 0.2, 0.5, 0.75, 1.0, 1.25])) == pytest.approx([-0.01, 0.2, 0.5, 0.25, 0, -0.25])
+    values = np.array([-0.01, 0.2, 0.5, 0.75, 1.0, 1.25], np.float32)
+    assert solarize(values) == pytest.approx([-0.01, 0.2, 0.5, 0.25, 0, -0.25])
 
 
 @settings(deadline=None)
@@ -111,8 +112,8 @@ def test_fill_puts_the_mean_where_there_is_no_data_and_leaves_the_input() -> Non
     image[valid] = (0.1, 0.2)
     before = image.copy()
     filled = fill_invalid(image, valid, [0.3, 0.4])
-    np.testing.assert_array_equal(filled[valid], np.tile(np.float32([0.1, 0.2]), (10, 1)))
-    np.testing.assert_array_equal(filled[~valid], np.tile(np.float32([0.3, 0.4]), (10, 1)))
+    np.testing.assert_array_equal(filled[valid], np.tile(np.array([0.1, 0.2], np.float32), (10, 1)))
+    np.testing.assert_array_equal(filled[~valid], np.tile(np.array([0.3, 0.4], np.float32), (10, 1)))
     np.testing.assert_array_equal(image, before)
     assert fill_invalid(filled, np.ones((4, 5), bool), [0.3, 0.4]) is filled
 
