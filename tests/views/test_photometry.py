@@ -20,6 +20,7 @@ from ssl_geo.views.photometry import (
     repeat_band,
     solarize,
     standardize,
+    standardize_chip,
 )
 
 KERNELS = {3: [1, 2, 1], 5: [1, 4, 6, 4, 1], 7: [2, 7, 14, 18, 14, 7, 2]}  # OpenCV's, for sigma from the width
@@ -129,3 +130,18 @@ def test_standardize_is_albumentations_normalize_and_0_without_data(bright: npt.
     np.testing.assert_array_equal(sample["image"][3:9], 0)
     np.testing.assert_allclose(sample["image"][9:], expected[9:], rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(Standardize(mean, std)(image=bright)["image"], standardize(bright, mean, std))
+
+
+def test_a_whole_chip_is_standardized_channels_first_as_its_pixels_are(bright: npt.NDArray[np.float32]) -> None:
+    mean, std = [0.1, 0.2, 0.3, 0.4, 0.5], [0.05, 0.1, 0.15, 0.2, 0.25]
+    valid = np.ones((20, 24), bool)
+    valid[3:9, 5:] = False
+    chip = bright.transpose(2, 0, 1).copy()
+    chip[:, ~valid] = np.nan
+    before = chip.copy()
+    expected = standardize(bright, mean, std, valid).transpose(2, 0, 1)
+    np.testing.assert_array_equal(standardize_chip(chip, valid, mean, std), expected)
+    out = np.empty_like(chip)
+    assert standardize_chip(chip, valid, mean, std, out=out) is out
+    np.testing.assert_array_equal(out, expected)
+    np.testing.assert_array_equal(chip, before)
