@@ -1,257 +1,331 @@
-"""Backbones: any timm model for any bands and view sizes; exported so that plain timm loads it, and restored."""
+"""Backbones: any timm model for any bands and view sizes; exported so that plain timm loads it, and restored.
+
+A backbone made or restored here carries, as plain values, its attribute `timm` ({"architecture", "model_args"}: what
+`timm.create_model` needs), and a restored one `description` (all that using it needs: bands in order, statistics ...).
+"""
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import json
-import pickle
-import zipfile
-from collections.abc import Mapping, Sequence
+import math
+import os
+import sys
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import timm
 import torch
 from safetensors import SafetensorError
-from timm.layers import resample_abs_pos_embed
+from safetensors.torch import save_file
+from timm.layers import PatchEmbed
+from timm.models.xcit import ConvPatchEmbed
 from torch import Tensor, nn
 
 from ssl_geo.errors import UserError, nearest
+from ssl_geo.weights import RGB, adapt_input_weights, read_tensors, read_torch
 
-RGB = {"B04": 0, "B03": 1, "B02": 2}  # which of an RGB network's input filters suits a Sentinel-2 band
+# Arguments of timm.create_model that are not the user's, or a file's, to say: ours, or ways to other files.
+OURS = ("num_classes", "in_chans")
+FORBIDDEN = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "features_only")
+
+Size = tuple[int, int]
 
 
 def create_backbone(
     name: str,
     channels: int,
-    view_sizes: Sequence[tuple[int, int]],
+    view_sizes: Sequence[Size],
     *,
     weights: str | Path | None = None,
     bands: Sequence[str] = (),
     **arguments: Any,
 ) -> nn.Module:
-    """Make a timm model that embeds views of several sizes: (B, channels, h, w) → (B, num_features).
+    """Make a timm model that embeds views of several sizes: (B, channels, h, w) → (B, D).
 
-    Vision transformers get position embeddings of the largest view's size, interpolated for smaller ones
-    (`dynamic_img_size`); Swin accepts sizes other than its own (`strict_img_size` off).
+    Vision transformers get position embeddings of the largest view's size, interpolated for the others; Swin takes any
+    size, with windows no larger than the grid of the largest view, and pads smaller ones. Others are as they are.
 
     Args:
         name: In timm.
         channels: Number of bands.
         view_sizes: (h, w) of all views; each is tried once.
-        weights: File to start from (.safetensors, .pth, .pt of tensors), of the same model in timm.
-        bands: Their names, for spreading the weights of an RGB input layer (`spread_rgb`).
+        weights: File to start from (.safetensors, .pth or .pt of tensors) of the same model, perhaps with another
+            patch size or number of bands; beside a backbone.json its bands are known, else 3 channels are RGB.
+        bands: Names of the bands, by which an input layer is adapted (`adapt_input_weights`).
         **arguments: Of the timm model; they go first.
 
     Returns:
-        The model; its attribute `timm` holds {"architecture", "model_args"}, all that `timm.create_model` needs.
+        The model, without classifier, in training mode.
 
     Raises:
         UserError: Unknown name or argument, a view size that the model cannot take, weights that do not fit.
     """
-    model_args: dict[str, Any] = {
-        "num_classes": 0,
-        "in_chans": channels,
-        **_size_arguments(name, view_sizes, arguments),
-    }
-    model: Any = _create(name, {**model_args, **arguments})
-    model.timm = {"architecture": name, "model_args": {**model_args, **arguments}}
-    _try_views(model, name, channels, view_sizes)
+    for argument in (*OURS, *FORBIDDEN):
+        if argument in arguments:
+            raise UserError(f"--backbone.arguments: {argument} is not to be set; the bands say how many channels")
+    model = _build(name, channels, view_sizes, arguments)
+    for size in dict.fromkeys(view_sizes):
+        _try_view(model, name, channels, size)
     if weights is not None:
-        _start_from(model, Path(weights), bands)
+        path = Path(weights)
+        model.load_state_dict(_fit(read_tensors(path), model, bands, _bands_of(path), f"--backbone.weights {path}"))
+    return model
+
+
+def required_multiple(name: str, **arguments: Any) -> int:
+    """Number of pixels that heights and widths of views must be multiples of: a transformer's patch size, else 1."""
+    with torch.device("meta"):
+        return math.lcm(*_patch(_create("--backbone.name", name, {"num_classes": 0, **arguments})))
+
+
+def _patch(model: nn.Module) -> Size:
+    patches: Any = getattr(model, "patch_embed", None)  # other kinds have overlapping ones, of any number of pixels
+    if not isinstance(patches, PatchEmbed | ConvPatchEmbed) or getattr(patches, "dynamic_img_pad", False):
+        return 1, 1
+    size: int | Size = patches.patch_size
+    return (size, size) if isinstance(size, int) else size
+
+
+def _build(name: str, channels: int, view_sizes: Sequence[Size], arguments: Mapping[str, Any]) -> nn.Module:
+    with torch.device("meta"):  # no memory, no time: only to see what the class takes
+        known = inspect.signature(type(_create("--backbone.name", name, arguments)).__init__).parameters
+    model_args: dict[str, Any] = {"num_classes": 0, "in_chans": channels}
+    if "img_size" in known and view_sizes:
+        height, width = max(view_sizes, key=math.prod)
+        model_args["img_size"] = height if height == width else [height, width]
+    if "dynamic_img_size" in known:
+        model_args["dynamic_img_size"] = True
+    elif "strict_img_size" in known:  # Swin in older timm
+        model_args["strict_img_size"] = False
+    model_args |= arguments
+    model: Any = _create("--backbone.name", name, model_args)
+    model.timm = {"architecture": name, "model_args": model_args}
     backbone: nn.Module = model
     return backbone
 
 
-def required_multiple(name: str, **arguments: Any) -> int:
-    """Number of pixels that heights and widths of views must be a multiple of: a transformer's patch size, else 1."""
-    with torch.device("meta"):
-        patches: Any = getattr(_create(name, {"num_classes": 0, **arguments}), "patch_embed", None)
-    size: Any = getattr(patches, "patch_size", 1)
-    return int(size if isinstance(size, int) else max(size))
-
-
-def _create(name: str, arguments: Mapping[str, Any]) -> nn.Module:
-    if not timm.is_model(name):
-        raise UserError(f"--backbone.name {name} is not a timm model; {nearest(name, timm.list_models())}")
+def _create(origin: str, architecture: str, model_args: Mapping[str, Any]) -> nn.Module:
+    """Make the model; `origin` is the setting or file that named it, for the error's sake."""
+    if not timm.is_model(architecture):
+        names = timm.list_models()
+        longer = [name for name in names if name.startswith(architecture)][:3]
+        close = longer or difflib.get_close_matches(architecture, names, n=3, cutoff=0.0)
+        raise UserError(f"{origin} {architecture} is not a model of timm; nearest: {', '.join(close)}")
     try:
-        model: nn.Module = timm.create_model(name, pretrained=False, **arguments)
-    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
-        raise UserError(f"--backbone.arguments do not fit {name}: {error}") from error
+        model: nn.Module = timm.create_model(architecture, pretrained=False, **model_args)
+    except (TypeError, ValueError, AssertionError, RuntimeError, KeyError) as error:
+        raise UserError(
+            f"{origin} {architecture} with the arguments {dict(model_args)}: {_argument_hint(architecture, error)}"
+        ) from error
     return model
 
 
-def _size_arguments(name: str, view_sizes: Sequence[tuple[int, int]], arguments: Mapping[str, Any]) -> dict[str, Any]:
+def _argument_hint(name: str, error: Exception) -> str:
+    """What timm says, and where it does not know an argument, the nearest that it knows."""
+    reason = str(error).split("\n")[0]
+    _, unknown, rest = reason.partition("unexpected keyword argument '")
+    if not unknown:
+        return reason or type(error).__name__
     with torch.device("meta"):
-        known = inspect.signature(type(_create(name, {"num_classes": 0, **arguments})).__init__).parameters
-    largest = list(max(view_sizes, key=lambda size: size[0] * size[1]))
-    if "dynamic_img_size" in known:
-        return {"img_size": largest, "dynamic_img_size": True}
-    if "strict_img_size" in known:
-        return {"img_size": largest, "strict_img_size": False}
-    return {"img_size": largest} if "img_size" in known else {}
+        known = inspect.signature(type(timm.create_model(name)).__init__).parameters
+    argument = rest.rstrip("'")
+    return f"--backbone.arguments has no {argument}; {nearest(argument, set(known) - {'self', 'kwargs', *OURS})}"
 
 
 @torch.no_grad()
-def _try_views(model: nn.Module, name: str, channels: int, view_sizes: Sequence[tuple[int, int]]) -> None:
-    patches: Any = getattr(model, "patch_embed", None)
-    size: Any = getattr(patches, "patch_size", 1)
-    patch_height, patch_width = (size, size) if isinstance(size, int) else size
+def _try_view(model: nn.Module, name: str, channels: int, size: Size) -> None:
+    """Embed one empty view of a size, in eval mode."""
+    for side, patch in zip(size, _patch(model), strict=True):
+        if side % patch:
+            below = side // patch * patch or patch
+            raise UserError(
+                f"views of {size[0]}×{size[1]} px: {name} takes multiples of its {patch}-pixel patch; set "
+                f"--views.global_size or --views.local_size to {below} or {below + patch}"
+            )
+    mend = "change --views.global_size or --views.local_size, or take another --backbone.name"
     training = model.training
     model.eval()
-    for height, width in dict.fromkeys(view_sizes):
-        if height % patch_height or width % patch_width:
-            below = height // patch_height * patch_height or patch_height
-            raise UserError(
-                f"{name} takes views in multiples of its {patch_height}-pixel patch, not {height}×{width}; set "
-                f"--views.global_size or --views.local_size to {below} or {below + patch_height}"
-            )
-        try:
-            model(torch.zeros(1, channels, height, width))
-        except (RuntimeError, ValueError, AssertionError) as error:
-            reason = str(error).split("\n")[0]
-            raise UserError(
-                f"{name} cannot take views of {height}×{width} pixels ({reason}); change --views.global_size or "
-                "--views.local_size, or take another --backbone.name"
-            ) from error
-    model.train(training)
-
-
-def spread_rgb(weight: Tensor, bands: Sequence[str]) -> Tensor:
-    """Spread the filters of an RGB input layer over named bands.
-
-    B04, B03 and B02 get the filters of red, green and blue, every other band their mean; all are scaled by 3 / C, so
-    that a gray image has the response it had (as in timm's adapt_input_conv).
-
-    Args:
-        weight: (O, 3, k, k), in the order red, green, blue.
-        bands: C names.
-
-    Returns:
-        (O, C, k, k).
-    """
-    mean = weight.mean(dim=1)
-    filters = [weight[:, RGB[band]] if band in RGB else mean for band in bands]
-    return torch.stack(filters, dim=1) * (3 / len(bands))
-
-
-def _start_from(model: nn.Module, path: Path, bands: Sequence[str]) -> None:
-    given = read_tensors(path)
-    config: Any = getattr(model, "pretrained_cfg", {})
-    first = config.get("first_conv")
-    for layer in [first] if isinstance(first, str) else list(first or ()):
-        key = f"{layer}.weight"
-        wanted = model.get_parameter(key).shape[1]
-        if key in given and given[key].shape[1] == 3 and wanted != 3:
-            given[key] = spread_rgb(given[key], bands)
-    own = model.state_dict()
-    if "pos_embed" in given and "pos_embed" in own and given["pos_embed"].shape != own["pos_embed"].shape:
-        patches: Any = model.patch_embed
-        prefix: Any = model.num_prefix_tokens
-        given["pos_embed"] = resample_abs_pos_embed(given["pos_embed"], patches.grid_size, num_prefix_tokens=prefix)
-    classifier = config.get("classifier")
-    heads = tuple(f"{c}." for c in ([classifier] if isinstance(classifier, str) else classifier or ()))
-    given = {key: value for key, value in given.items() if not key.startswith(heads or "\0")}
-    for key, value in own.items():
-        if key not in given or given[key].shape != value.shape:
-            found = list(given[key].shape) if key in given else "nothing"
-            raise UserError(f"--backbone.weights {path} does not fit: {key} is {found}, wanted {list(value.shape)}")
-    model.load_state_dict({key: given[key] for key in own})
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read named tensors from .safetensors or from torch's own file of tensors; nothing is unpickled.
-
-    Raises:
-        UserError: No such file, or it is torn, or holds other than tensors and plain values.
-    """
-    if not path.is_file():
-        raise UserError(f"{path} does not exist; name a .safetensors file, a checkpoint or a run folder")
-    if path.suffix == ".safetensors":
-        try:
-            return safetensors.torch.load_file(path)
-        except SafetensorError as error:
-            raise UserError(f"{path} is not a readable safetensors file ({error})") from error
-    content = _read_torch(path)
-    for key in ("state_dict", "model", "backbone"):
-        if isinstance(content.get(key), dict):
-            content = content[key]
-    return {key: value for key, value in content.items() if isinstance(value, Tensor)}
-
-
-def _read_torch(path: Path) -> dict[str, Any]:
-    if not zipfile.is_zipfile(path):
-        raise UserError(f"{path} is not a readable file of tensors (not torch's zip container, or torn)")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError) as error:
-        reason = str(error).split("\n")[0][:120]
-        raise UserError(f"{path} holds other than tensors and plain values, or is torn ({reason})") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds a {type(content).__name__} where named tensors were expected")
-    return content
+        output = model(torch.zeros(1, channels, *size))
+    except (RuntimeError, ValueError, AssertionError, IndexError) as error:
+        reason = str(error).split("\n")[0]
+        raise UserError(f"{name} cannot take views of {size[0]}×{size[1]} px ({reason}); {mend}") from error
+    finally:
+        model.train(training)
+    output = output[0] if isinstance(output, tuple) else output
+    if output.ndim != 2:
+        raise UserError(
+            f"{name} gives {tuple(output.shape)} for a view, not one vector; leave global_pool out of "
+            "--backbone.arguments, or take another --backbone.name"
+        )
+
+
+def _fit(
+    given: dict[str, Tensor], model: nn.Module, bands: Sequence[str], given_bands: Sequence[str] | None, origin: str
+) -> dict[str, Tensor]:
+    """Make a state of the model from tensors of one with other bands, patches or image size, or a classifier."""
+    config: Any = getattr(model, "pretrained_cfg", {})
+    heads = tuple(f"{layer}." for layer in _names(config.get("classifier")))
+    given = {key: value for key, value in given.items() if not key.startswith(heads)}
+    own = model.state_dict()
+    for key in (f"{layer}.weight" for layer in _names(config.get("first_conv"))):
+        if key not in given or key not in own:
+            continue
+        found, wanted = given[key].shape[1], own[key].shape[1]
+        source = given_bands or (RGB if found == len(RGB) else None)
+        if source and bands and found == len(source):
+            given[key] = adapt_input_weights(given[key], bands, source)
+        elif found != wanted:
+            raise UserError(f"{origin} has {found} channels of unknown bands, wanted are {wanted}: {' '.join(bands)}")
+    # timm's own conversion for this kind of model: resamples patch and position embeddings to another size.
+    convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    if convert:
+        with warnings.catch_warnings():  # of timm's own doing, about speed
+            warnings.filterwarnings("ignore", message="torch.searchsorted")
+            given = convert(given, model)
+    for key in [*own, *given]:
+        theirs, ours = (list(state[key].shape) if key in state else "absent" for state in (given, own))
+        if theirs != ours:
+            architecture: Any = model.timm
+            raise UserError(
+                f"{origin} is not of a {architecture['architecture']} with these --backbone.arguments: "
+                f"{key} is {theirs}, wanted {ours}"
+            )
+    return given
+
+
+def _names(layers: str | Sequence[str] | None) -> tuple[str, ...]:
+    return (layers,) if isinstance(layers, str) else tuple(layers or ())
+
+
+def _bands_of(weights: Path) -> list[str] | None:
+    """The bands that the backbone.json beside exported weights tells."""
+    described = weights.parent / "backbone.json"
+    return _read_description(described).get("bands") if weights.stem == "backbone" and described.is_file() else None
 
 
 def describe_backbone(backbone: nn.Module, **facts: Any) -> dict[str, Any]:
-    """What using the backbone needs, as plain values: timm name and arguments, and the facts given."""
+    """Say what using the backbone needs, as plain values.
+
+    Args:
+        backbone: Made or restored here.
+        **facts: Bands in order, mean, std, scale, offset, chip_size, gsd ...
+
+    Returns:
+        `architecture` and `model_args` for timm, `num_features`, and the facts.
+    """
     recipe: Any = backbone.timm
     return {**recipe, "num_features": backbone.num_features, **facts}
 
 
 def export_backbone(folder: Path, backbone: nn.Module, description: Mapping[str, Any]) -> None:
-    """Write backbone.safetensors and backbone.json, which plain timm loads, each whole or not at all."""
-    tensors = {key: value.detach().cpu().contiguous() for key, value in backbone.state_dict().items()}
-    partial = folder / ".backbone.safetensors"
-    partial.write_bytes(safetensors.torch.save(tensors))
-    partial.replace(folder / "backbone.safetensors")
-    partial = folder / ".backbone.json"
-    partial.write_text(json.dumps(description, indent=2) + "\n")
-    partial.replace(folder / "backbone.json")
+    """Write backbone.safetensors and backbone.json, each whole or not at all.
+
+    Plain timm loads them: ``timm.create_model(j["architecture"], **j["model_args"])`` and then ``load_state_dict`` of
+    what safetensors reads.
+
+    Raises:
+        UserError: The folder cannot be written.
+    """
+    tensors = {
+        key: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for key, value in backbone.state_dict().items()
+    }
+    text = json.dumps(description, indent=2) + "\n"
+    _write_whole(folder / "backbone.safetensors", lambda path: save_file(tensors, path))
+    _write_whole(folder / "backbone.json", lambda path: path.write_text(text))
 
 
-def load_backbone(path: str | Path) -> nn.Module:
-    """Restore a backbone, in eval mode.
+def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write(partial)
+        partial.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} could not be written ({error}); make room, or name a folder that can be") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def load_backbone(path: str | Path, bands: Sequence[str] = RGB) -> nn.Module:
+    """Restore a backbone, in eval mode. Nothing is unpickled.
 
     Args:
-        path: A run folder, a checkpoint file of a run, or a folder with backbone.safetensors and backbone.json.
+        path: A run folder, or any with backbone.safetensors and backbone.json; a checkpoint file of a run;
+            ``timm:NAME`` for a timm model with its published weights (fetched), ``random:NAME`` for an untrained one.
+        bands: For ``timm:`` and ``random:`` alone, the bands that it is to take, in order; the input layer is adapted
+            (`adapt_input_weights`). Of a checkpoint, the bands are those it was trained on.
 
     Returns:
-        A timm model; its attribute `description` says what using it needs: bands in order, mean and std in
-        reflectance, scale, offset, chip size, ground sampling distance.
+        A timm model without classifier. Its attribute `description` is the dictionary of backbone.json: `architecture`,
+        `model_args`, `bands` ...; those of ``timm:`` and ``random:`` hold no statistics: use those of the data.
 
     Raises:
         UserError: Nothing there, torn, or from elsewhere.
     """
-    path = Path(path)
-    if path.is_dir():
-        described = path / "backbone.json"
-        if not described.is_file():
-            raise UserError(
-                f"{path} holds no backbone.json; name a run folder of ssl_geo.pretrain or a checkpoint of it"
-            )
-        try:
-            description = json.loads(described.read_text())
-        except json.JSONDecodeError as error:
-            raise UserError(f"{described} is not readable JSON ({error})") from error
-        tensors = read_tensors(path / "backbone.safetensors")
-    elif path.suffix == ".safetensors":
-        return load_backbone(path.parent)
-    else:
-        if not path.is_file():
-            raise UserError(f"{path} does not exist; name a run folder or a checkpoint file")
-        content = _read_torch(path)
-        if "backbone_description" not in content or "backbone" not in content:
-            raise UserError(f"{path} is not a checkpoint of ssl_geo.pretrain (no 'backbone_description')")
-        description, tensors = content["backbone_description"], content["backbone"]
-    model: Any = _create(description["architecture"], description["model_args"])
+    source, _, name = str(path).partition(":")
+    if source in ("timm", "random") and name:
+        return _load_from_timm(name, bands, published=source == "timm")
+    description, tensors = _read_exported(Path(path))
+    recipe = {key: description[key] for key in ("architecture", "model_args")}
+    model: Any = _create(f"{path}:", **recipe)
     try:
         model.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise UserError(
-            f"{path}: weights and description do not fit each other ({str(error).splitlines()[1]})"
-        ) from error
-    model.timm = {key: description[key] for key in ("architecture", "model_args")}
-    model.description = description
+    except (RuntimeError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path}: weights and description do not fit each other ({reason})") from error
+    model.timm, model.description = recipe, description
+    backbone: nn.Module = model.eval()
+    return backbone
+
+
+def _read_exported(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Description and weights of a run folder, an exported backbone or a checkpoint."""
+    description: Any
+    tensors: Any
+    if path.is_dir() or path.name in ("backbone.safetensors", "backbone.json"):
+        folder = path if path.is_dir() else path.parent
+        description = _read_description(folder / "backbone.json")
+        tensors = read_tensors(folder / "backbone.safetensors")
+    else:
+        content = read_torch(path)
+        description, tensors = content.get("backbone_description"), content.get("backbone")
+    described = isinstance(description, dict) and isinstance(tensors, dict)
+    if not described or not isinstance(description.get("architecture"), str):
+        raise UserError(f"{path} is not from ssl_geo.pretrain: it does not say which timm model it holds")
+    model_args = description.get("model_args")
+    if not isinstance(model_args, dict) or set(FORBIDDEN) & set(model_args):
+        raise UserError(f"{path} is refused: its model_args may not be {model_args}")
+    return description, tensors
+
+
+def _read_description(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; name a run folder of ssl_geo.pretrain, or a checkpoint file of one")
+    try:
+        description = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is not readable JSON ({error})") from error
+    if not isinstance(description, dict):
+        raise UserError(f"{path} holds a {type(description).__name__} where a description was expected")
+    return description
+
+
+def _load_from_timm(name: str, bands: Sequence[str], published: bool) -> nn.Module:
+    model: Any = _build(name, len(bands), (), {})
+    if published:
+        try:
+            weights = timm.create_model(name, pretrained=True, num_classes=0).state_dict()
+        except (OSError, RuntimeError) as error:
+            reason = str(error).split("\n")[0]
+            raise UserError(
+                f"timm:{name}: no published weights within reach ({reason}); random:{name} is the untrained model"
+            ) from error
+        model.load_state_dict(_fit(weights, model, bands, RGB, f"timm:{name}"))
+    model.description = describe_backbone(model, bands=list(bands), weights="published" if published else "random")
     backbone: nn.Module = model.eval()
     return backbone

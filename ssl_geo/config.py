@@ -192,24 +192,24 @@ FREE = ("out", "resume", "device", "data.workers", "data.cache", "log.")
 
 @dataclass(frozen=True)
 class Preset:
-    """Settings that depend on how much there is to learn from."""
+    """Settings that depend on how much there is to learn from; warm-up and freeze are shares of the run."""
 
     name: str
     below: float  # chips
     reason: str
     out_dim: int
     teacher_momentum: float
-    lr: float
-    warmup: float  # share of the run
-    freeze: float  # share of the run
+    peak_lr: float | None  # whatever the batch; None: the paper's 5e-4 for a batch of 256, in proportion
+    warmup: float = 0.1
+    freeze: float = 0.01
 
 
-# A small archive wants a faster teacher, fewer prototypes and warm-ups in proportion to a short run, else the loss
-# stays at ln K: facebookresearch/dino issues 43 and 246, dinov2 issue 407. Large: the paper's own values.
+# A small archive wants a faster teacher, fewer prototypes, a high learning rate and warm-ups in proportion to a short
+# run, else the loss stays at ln K: facebookresearch/dino issues 43 and 246, dinov2 issue 407.
 PRESETS = (
-    Preset("small", 10_000, "a faster teacher and few prototypes", 1024, 0.99, 2e-3, 0.1, 0.01),
-    Preset("medium", 200_000, "a slightly faster teacher and fewer prototypes", 8192, 0.994, 1e-3, 0.1, 0.01),
-    Preset("large", math.inf, "the paper's values", 65_536, 0.996, 5e-4, 0.1, 0.01),
+    Preset("small", 10_000, "few prototypes, a fast teacher, a high learning rate", 1024, 0.98, 1e-3),
+    Preset("medium", 200_000, "fewer prototypes and a faster teacher than the paper's", 8192, 0.99, 1e-3),
+    Preset("large", math.inf, "the paper's values", 65_536, 0.996, None),
 )
 SAMPLE_STEPS = 100
 
@@ -240,7 +240,7 @@ def resolve(config: PretrainConfig, chips: int, world: int = 1) -> list[str]:
     chosen = {
         "dino.out_dim": preset.out_dim,
         "dino.teacher_momentum": preset.teacher_momentum,
-        "optim.lr": preset.lr,
+        "optim.lr": 5e-4 if preset.peak_lr is None else preset.peak_lr * 256 / config.optim.batch_size,
         "optim.warmup_steps": round(preset.warmup * config.steps),
         "dino.freeze_last_layer_steps": round(preset.freeze * config.steps),
     }

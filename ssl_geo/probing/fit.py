@@ -128,7 +128,7 @@ def _train(
     steps = recipe.epochs * math.ceil(len(train) / recipe.batch_size)
     parameters = [p for item in fitted.values() for p in item.head.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=recipe.lr, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _warmup_cosine(steps, math.ceil(recipe.warmup * steps)))
+    factor, step = _warmup_cosine(steps, math.ceil(recipe.warmup * steps)), 0
     best: dict[str, dict[str, Any]] = {}
     generator = np.random.default_rng(recipe.seed)
     loss_weights = None if weights is None else weights.to(place)
@@ -140,6 +140,8 @@ def _train(
                 item.head.train()
             for _, features, labels in store.batches(generator.permutation(train), recipe.batch_size, layers, place):
                 bar.update()
+                optimizer.param_groups[0]["lr"] = recipe.lr * factor(step)
+                step += 1
                 if bool((labels != IGNORE).any()):  # cross entropy over no pixel is NaN
                     terms = {}
                     for name, item in fitted.items():
@@ -149,10 +151,9 @@ def _train(
                     torch.autograd.backward(torch.stack(list(terms.values())).nansum())
                     optimizer.step()
                     for name, term in terms.items():
-                        losses[name].append(float(term))
-                schedule.step()
+                        losses[name].append(float(term.detach()))
             for name, item in fitted.items():
-                item.train_loss.append(float(np.mean(losses[name])))
+                item.train_loss.append(float(np.mean(losses[name])) if losses[name] else 0.0)
             matrices = evaluate(fitted, store, validation, num_classes, recipe.batch_size, place)
             for name, item in fitted.items():
                 reached = float(miou(matrices[name]))

@@ -1,0 +1,127 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ssl_geo.probing.features import FeatureExtractor
+from ssl_geo.probing.store import extract, predicted_bytes, store_key
+
+
+class Counting(nn.Module):
+    """A backbone of one convolution that counts the chips it saw."""
+
+    def __init__(self, gain: float = 1.0) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem = nn.Conv2d(2, 3, 4, stride=4)
+        self.norm = nn.BatchNorm2d(3)
+        self.gain, self.seen = gain, 0
+
+    def forward(self, x):
+        self.seen += len(x)
+        return self.norm(self.stem(x)) * self.gain
+
+
+def read(number: int):
+    rng = np.random.default_rng(number)
+    return rng.standard_normal((2, 16, 16)).astype(np.float32), rng.integers(0, 3, (16, 16)).astype(np.uint8)
+
+
+def make(net, folder, chips=10, memory=10**9, layers=("stem", "norm"), **settings):
+    extractor = FeatureExtractor(net, list(layers), by="module", input_size=16)
+    net.seen = 0
+    return extract(extractor, read, chips, folder, memory=memory, batch_size=4, say=lambda line: None, **settings)
+
+
+def test_the_store_holds_what_the_backbone_gives(tmp_path):
+    net = Counting().eval()
+    store = make(net, tmp_path / "s")
+    images = torch.from_numpy(np.stack([read(n)[0] for n in range(10)]))
+    with torch.no_grad():
+        expected = net.norm(net.stem(images)).numpy()
+    np.testing.assert_allclose(store.layers["norm"], expected, rtol=1e-3, atol=1e-3)
+    assert store.layers["norm"].dtype == np.float16
+    assert store.labels.dtype == np.uint8
+    np.testing.assert_array_equal(store.labels[3], read(3)[1])
+    assert store.passes == 10
+
+
+def test_the_next_run_makes_no_pass(tmp_path):
+    net = Counting()
+    make(net, tmp_path / "s")
+    again = make(net, tmp_path / "s")
+    assert (again.passes, net.seen) == (0, 0)
+    assert len(again) == 10
+
+
+def test_an_interrupted_extraction_goes_on_where_it_stopped(tmp_path):
+    net = Counting()
+    whole = make(net, tmp_path / "whole", chips=100)
+    calls = 0
+
+    def torn(number):
+        nonlocal calls
+        calls += 1
+        if number == 80:
+            raise KeyboardInterrupt
+        return read(number)
+
+    extractor = FeatureExtractor(net, ["stem", "norm"], by="module", input_size=16)
+    with pytest.raises(KeyboardInterrupt):
+        extract(extractor, torn, 100, tmp_path / "part", memory=10**9, batch_size=4, say=lambda line: None)
+    assert json.loads((tmp_path / "part" / "store.json").read_text())["done"] == 64
+    part = make(net, tmp_path / "part", chips=100)
+    assert (part.passes, net.seen) == (36, 36)
+    for name in whole.layers:
+        np.testing.assert_array_equal(part.layers[name], whole.layers[name])
+    np.testing.assert_array_equal(part.labels, whole.labels)
+
+
+def test_overflow_of_float16_keeps_float32(tmp_path):
+    net = Counting()
+    with torch.no_grad():
+        net.stem.weight.mul_(1e6)
+    store = make(net, tmp_path / "s", layers=("stem",))
+    assert store.layers["stem"].dtype == np.float32
+    assert np.isfinite(store.layers["stem"]).all()
+    assert np.abs(store.layers["stem"]).max() > 65_504
+    assert len(store) == 10
+
+
+def test_a_store_beyond_the_budget_stays_on_disk(tmp_path):
+    small = make(Counting(), tmp_path / "s")
+    large = make(Counting(), tmp_path / "s", memory=0)
+    assert not isinstance(small.layers["stem"], np.memmap)
+    assert isinstance(large.layers["stem"], np.memmap)
+    np.testing.assert_array_equal(small.layers["stem"], large.layers["stem"])
+
+
+def test_the_size_is_predicted(tmp_path):
+    extractor = FeatureExtractor(Counting(), ["stem", "norm"], by="module", input_size=16)
+    make(Counting(), tmp_path / "s")
+    on_disk = sum(path.stat().st_size for path in (tmp_path / "s").glob("*.npy"))
+    assert predicted_bytes(extractor, 10, (16, 16)) == pytest.approx(on_disk, abs=3 * 128)
+
+
+def test_a_frozen_backbones_statistics_do_not_move(tmp_path):
+    net = Counting().train()
+    before = net.norm.running_mean.clone()
+    make(net, tmp_path / "s")
+    assert torch.equal(net.norm.running_mean, before)
+
+
+def test_the_key_follows_everything_that_matters():
+    parts = {"weights": "a", "layers": ["x"], "mean": [0.1]}
+    assert store_key(parts) == store_key(dict(reversed(parts.items())))
+    assert len({store_key(parts), store_key({**parts, "mean": [0.2]}), store_key({**parts, "layers": ["y"]})}) == 3
+
+
+def test_batches_follow_the_order_asked_for(tmp_path):
+    store = make(Counting(), tmp_path / "s")
+    order = np.array([5, 1, 9, 0, 2])
+    parts = list(store.batches(order, 2, ["stem"], torch.device("cpu")))
+    assert np.concatenate([part for part, _, _ in parts]).tolist() == order.tolist()
+    torch.testing.assert_close(parts[0][1]["stem"][1], torch.from_numpy(store.layers["stem"][1]).float())
+    assert parts[0][2].dtype == torch.int64
