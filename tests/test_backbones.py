@@ -201,6 +201,7 @@ def test_rgb_weights_of_a_classifier_go_to_named_bands(tmp_path: Path, file: str
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:Using a non-tuple sequence")  # timm's interpolation of Swin's position biases
 @pytest.mark.parametrize("kind", ["vit", "swin", "convnext", "xcit"])
 def test_weights_of_every_kind_fit_other_bands(tmp_path: Path, kind: str) -> None:
     name, arguments = KINDS[kind]

@@ -70,7 +70,10 @@ def test_the_best_epoch_on_validation_is_kept(store):
 def test_ignored_pixels_change_nothing(store):
     noisy = copy.deepcopy(store)
     changed = FeatureStore(
-        {name: np.where(np.arange(60)[:, None, None, None] == 7, 99, array).astype(np.float16) for name, array in noisy.layers.items()},
+        {
+            name: np.where(np.arange(60)[:, None, None, None] == 7, 99, array).astype(np.float16)
+            for name, array in noisy.layers.items()
+        },
         noisy.labels,
         0,
         0.0,
