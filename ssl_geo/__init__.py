@@ -7,13 +7,24 @@ __version__ = "0.1.0"
 
 # Public names, imported on first use so that `--help` never waits for torch.
 _HOMES = {
+    "CachedFeaturesDataset": "ssl_geo.probing.probe",
     "DINOHead": "ssl_geo.methods.dino",
     "DINOLoss": "ssl_geo.methods.dino",
+    "GPUTensorCache": "ssl_geo.probing.probe",
     "MultiCropWrapper": "ssl_geo.methods.dino",
+    "SegmentationProbe": "ssl_geo.probing.probe",
     "load_backbone": "ssl_geo.backbones",
 }
 
-__all__ = ["DINOHead", "DINOLoss", "MultiCropWrapper", "load_backbone"]
+__all__ = [
+    "CachedFeaturesDataset",
+    "DINOHead",
+    "DINOLoss",
+    "GPUTensorCache",
+    "MultiCropWrapper",
+    "SegmentationProbe",
+    "load_backbone",
+]
 
 
 def __getattr__(name: str) -> Any:

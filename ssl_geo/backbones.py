@@ -26,7 +26,7 @@ from timm.models.xcit import ConvPatchEmbed
 from torch import Tensor, nn
 
 from ssl_geo.errors import UserError, nearest
-from ssl_geo.weights import RGB, adapt_input_weights, read_tensors, read_torch
+from ssl_geo.weights import RGB, adapt_input_weights, named_tensors, read_tensors, read_torch
 
 # Arguments of timm.create_model that are not the user's, or a file's, to say: ours, or ways to other files.
 OURS = ("num_classes", "in_chans")
@@ -53,8 +53,8 @@ def create_backbone(
         name: In timm.
         channels: Number of bands.
         view_sizes: (h, w) of all views; each is tried once.
-        weights: File to start from (.safetensors, .pth or .pt of tensors) of the same model, perhaps with another
-            patch size or number of bands; beside a backbone.json its bands are known, else 3 channels are RGB.
+        weights: What to start from, of the same model, perhaps with another patch size or number of bands: a file of
+            tensors (.safetensors, .pth, .pt) or a run, which tells its bands; where none are told, 3 channels are RGB.
         bands: Names of the bands, by which an input layer is adapted (`adapt_input_weights`).
         **arguments: Of the timm model; they go first.
 
@@ -71,8 +71,8 @@ def create_backbone(
     for size in dict.fromkeys(view_sizes):
         _try_view(model, name, channels, size)
     if weights is not None:
-        path = Path(weights)
-        model.load_state_dict(_fit(read_tensors(path), model, bands, _bands_of(path), f"--backbone.weights {path}"))
+        tensors, given_bands = _read_weights(Path(weights))
+        model.load_state_dict(_fit(tensors, model, bands, given_bands, f"--backbone.weights {weights}"))
     return model
 
 
@@ -184,8 +184,8 @@ def _fit(
     # timm's own conversion for this kind of model: resamples patch and position embeddings to another size.
     convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     if convert:
-        with warnings.catch_warnings():  # of timm's own doing, about speed
-            warnings.filterwarnings("ignore", message="torch.searchsorted")
+        with warnings.catch_warnings():  # about timm's way to index when it resizes Swin's position tables; tested
+            warnings.filterwarnings("ignore", message="torch.searchsorted|Using a non-tuple sequence")
             given = convert(given, model)
     for key in [*own, *given]:
         theirs, ours = (list(state[key].shape) if key in state else "absent" for state in (given, own))
@@ -202,10 +202,16 @@ def _names(layers: str | Sequence[str] | None) -> tuple[str, ...]:
     return (layers,) if isinstance(layers, str) else tuple(layers or ())
 
 
-def _bands_of(weights: Path) -> list[str] | None:
-    """The bands that the backbone.json beside exported weights tells."""
-    described = weights.parent / "backbone.json"
-    return _read_description(described).get("bands") if weights.stem == "backbone" and described.is_file() else None
+def _read_weights(path: Path) -> tuple[dict[str, Tensor], list[str] | None]:
+    """Weights to start from, and their bands where an exported backbone or a checkpoint tells them."""
+    if path.is_dir() or (path.name == "backbone.safetensors" and path.with_suffix(".json").is_file()):
+        description, tensors = _read_exported(path)
+        return tensors, description.get("bands")
+    if path.suffix == ".safetensors":
+        return read_tensors(path), None
+    content = read_torch(path)
+    told: Any = content.get("backbone_description", {})
+    return named_tensors(content, path), told.get("bands") if isinstance(told, dict) else None
 
 
 def describe_backbone(backbone: nn.Module, **facts: Any) -> dict[str, Any]:

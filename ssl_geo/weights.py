@@ -43,28 +43,31 @@ def adapt_input_weights(weight: Tensor, bands: Sequence[str], given_bands: Seque
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read named tensors from .safetensors, or from torch's file of tensors, or of a checkpoint with them in it.
-
-    Args:
-        path: In a checkpoint they are looked for under `state_dict`, `model` and `backbone`.
+    """Read named tensors from a .safetensors file.
 
     Raises:
-        UserError: No such file, or it is torn, or holds other than tensors and plain values.
+        UserError: No such file, or it is torn.
     """
-    if path.suffix != ".safetensors":
-        content = read_torch(path)
-        for key in ("state_dict", "model", "backbone"):
-            if isinstance(content.get(key), dict):
-                content = content[key]
-        tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
-        if not tensors:
-            raise UserError(f"{path} holds no named tensors; it has {', '.join(map(str, content)) or 'nothing'}")
-        return tensors
     _must_exist(path)
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is not a readable safetensors file ({error})") from error
+
+
+def named_tensors(content: dict[str, Any], path: Path) -> dict[str, Tensor]:
+    """Find the weights in what `read_torch` read from `path`: on top, or under `state_dict`, `model` or `backbone`.
+
+    Raises:
+        UserError: There are none.
+    """
+    for key in ("state_dict", "model", "backbone"):
+        if isinstance(content.get(key), dict):
+            content = content[key]
+    tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise UserError(f"{path} holds no named tensors; it has {', '.join(map(str, content)) or 'nothing'}")
+    return tensors
 
 
 def read_torch(path: Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Backbones of every kind for bands and view sizes; out to plain timm and back; nothing is unpickled."""
 
 import json
+import math
 import os
 import pickle
 import subprocess
@@ -229,14 +230,33 @@ def test_patches_and_positions_are_resampled(tmp_path: Path) -> None:
     assert torch.equal(backbone.blocks[0].attn.qkv.weight, rgb.blocks[0].attn.qkv.weight)
 
 
-def test_an_exported_backbone_says_its_bands(tmp_path: Path) -> None:
+def test_swins_position_tables_are_resized_to_smaller_windows(tmp_path: Path) -> None:
+    name, arguments = SWIN
+    table = "layers.{}.blocks.0.attn.relative_position_bias_table"
+    rgb = timm.create_model(name, **arguments)  # windows of 7 in all stages
+    with torch.no_grad():
+        rgb.get_parameter(table.format(2)).copy_(torch.tensor([1.0, -2.0, 3.0]))
+        rgb.get_parameter(table.format(3)).copy_(torch.arange(169.0).view(169, 1).expand(169, 4))
+    path = saved(rgb, tmp_path / "w.safetensors")
+    backbone = create_backbone(name, 10, [(64, 64)], weights=path, bands=TEN, **arguments)  # grids 16, 8, 4 and 2
+    sides = [math.isqrt(len(backbone.get_parameter(table.format(stage)))) for stage in range(4)]
+    assert sides == [2 * window - 1 for window in (7, 7, 4, 2)]
+    even, slope = (backbone.get_parameter(table.format(stage)).detach() for stage in (2, 3))
+    torch.testing.assert_close(even, torch.tensor([1.0, -2.0, 3.0]).expand(49, 3))
+    assert slope[4].tolist() == pytest.approx([84.0] * 4)  # no distance stays no distance
+    assert (slope.diff(dim=0) > 0).all()  # and the order of distances theirs
+
+
+@pytest.mark.parametrize("place", ["", "backbone.safetensors", "checkpoint.pt"])
+def test_an_own_backbone_says_its_bands(tmp_path: Path, place: str) -> None:
     first = create_backbone("resnet18", 3, [(32, 32)])
-    export_backbone(tmp_path, first, describe_backbone(first, bands=["B08", "B11", "B03"]))
-    path, bands = tmp_path / "backbone.safetensors", ["B03", "B08", "B12"]
-    second = create_backbone("resnet18", 3, [(32, 32)], weights=path, bands=bands)
-    torch.testing.assert_close(
-        second.conv1.weight, adapt_input_weights(first.conv1.weight, bands, ["B08", "B11", "B03"])
-    )
+    given, bands = ["B08", "B11", "B03"], ["B03", "B08", "B12"]
+    description = describe_backbone(first, bands=given)
+    export_backbone(tmp_path, first, description)
+    torch.save({"backbone": first.state_dict(), "backbone_description": description}, tmp_path / "checkpoint.pt")
+    second = create_backbone("resnet18", 3, [(32, 32)], weights=tmp_path / place, bands=bands)
+    torch.testing.assert_close(second.conv1.weight, adapt_input_weights(first.conv1.weight, bands, given))
+    assert not torch.allclose(second.conv1.weight, first.conv1.weight)
 
 
 def test_weights_that_do_not_fit(tmp_path: Path) -> None:
@@ -250,7 +270,12 @@ def test_weights_that_do_not_fit(tmp_path: Path) -> None:
     said = refusal(lambda: create_backbone("resnet18", 10, [(32, 32)], weights=other, bands=TEN))
     assert "not of a resnet18" in said
     assert "--backbone.weights" in said
-    assert "does not exist" in refusal(lambda: create_backbone("resnet18", 3, [(32, 32)], weights=tmp_path / "no.pth"))
+    for file in ("no.pth", "no.safetensors"):
+        said = refusal(lambda name=file: create_backbone("resnet18", 3, [(32, 32)], weights=tmp_path / name))
+        assert "does not exist" in said
+    torch.save({"epoch": 3}, tmp_path / "empty.pt")
+    said = refusal(lambda: create_backbone("resnet18", 3, [(32, 32)], weights=tmp_path / "empty.pt"))
+    assert "no named tensors" in said
 
 
 # Out and back

@@ -16,7 +16,7 @@ CLASSES = 3
 
 @pytest.fixture(scope="module")
 def store() -> FeatureStore:
-    """Chips whose class is a linear function of the fine layer, with some pixels ignored and one chip without labels."""
+    """Chips whose class is a linear function of the fine layer; some pixels and one whole chip have no label."""
     rng = np.random.default_rng(0)
     labels = rng.integers(0, CLASSES, (60, 4, 4)).repeat(4, axis=1).repeat(4, axis=2).astype(np.uint8)
     fine = F.one_hot(torch.from_numpy(labels[:, ::4, ::4].astype(np.int64)), 6).permute(0, 3, 1, 2).numpy()
