@@ -177,6 +177,8 @@ class State:
         assert config.steps is not None  # all of these were filled in by resolve
         assert dino.out_dim is not None
         assert dino.teacher_momentum is not None
+        assert dino.teacher_temp is not None
+        assert dino.warmup_teacher_temp is not None
         assert dino.freeze_last_layer_steps is not None
         assert optim.lr is not None
         assert optim.warmup_steps is not None

@@ -87,6 +87,7 @@ def test_help_answers_without_torch():
 @given(st.integers(1, 10**7), st.integers(1, 10_000))
 def test_presets_fit_any_archive_and_any_length(chips, steps):
     config = PretrainConfig(steps=steps)
+    config.data.paths = ["DIR"]
     resolve(config, chips)
     assert 0 <= config.optim.warmup_steps <= steps
     assert 0 <= config.dino.freeze_last_layer_steps <= steps
@@ -95,6 +96,7 @@ def test_presets_fit_any_archive_and_any_length(chips, steps):
 
 def test_a_small_archive_gets_a_faster_teacher_and_says_so():
     small, large = PretrainConfig(steps=100), PretrainConfig(steps=100)
+    small.data.paths = large.data.paths = ["DIR"]
     line = resolve(small, 300)[-1]
     resolve(large, 10**6)
     assert small.dino.teacher_momentum < large.dino.teacher_momentum == 0.996

@@ -25,8 +25,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import rasterio
-from rasterio.enums import ColorInterp, MaskFlags
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.enums import ColorInterp, MaskFlags, Resampling
+from rasterio.errors import CRSError, NotGeoreferencedWarning, RasterioError
+from rasterio.warp import reproject
+from rasterio.warp import transform as transform_points
 from rasterio.windows import Window
 
 from ssl_geo.errors import UserError, nearest
@@ -61,7 +63,11 @@ __all__ = [
     "find_scenes",
     "open_scene",
     "read_labels",
+    "read_legend",
     "read_window",
+    "same_crs",
+    "to_lonlat",
+    "warp_labels",
     "write_geotiff",
 ]
 
@@ -243,6 +249,108 @@ def read_labels(
         raise UserError(f"{path} holds {labels.dtype}; a label raster holds whole numbers")
     known = nodata is not None and math.isfinite(nodata) and nodata == int(nodata)
     return labels, header.crs or None, header.transform, int(nodata) if known and nodata is not None else None
+
+
+def read_legend(path: str | os.PathLike[str]) -> tuple[dict[int, str], dict[int, tuple[int, int, int]]]:
+    """Read what a label raster tells of its classes.
+
+    Args:
+        path: A label raster.
+
+    Returns:
+        Class names by id, from the tags ``class_<id>``, and colours (red, green, blue) by id, from its colour table.
+
+    Raises:
+        UnreadableError: If it cannot be opened.
+    """
+    file = str(Path(path).absolute())
+    try:
+        dataset = _open_datasets.get(file)
+        with rasterio.Env():
+            tags = dataset.tags()
+            palette = dataset.colormap(1) if ColorInterp.palette in dataset.colorinterp else {}
+    except (RasterioError, OSError) as error:
+        raise UnreadableError(f"cannot open {file}: {error}") from error
+    ids = {key: key.removeprefix("class_") for key in tags if key.startswith("class_")}
+    names = {int(text): tags[key] for key, text in ids.items() if text.removeprefix("-").isdecimal()}
+    return names, {value: (colour[0], colour[1], colour[2]) for value, colour in palette.items()}
+
+
+def same_crs(one: str | None, other: str | None) -> bool:
+    """Whether two coordinate reference systems are the same, however they are written; None equals only None."""
+    if one is None or other is None or one == other:
+        return one == other
+    return bool(rasterio.CRS.from_user_input(one) == rasterio.CRS.from_user_input(other))
+
+
+def to_lonlat(crs: str, x: npt.ArrayLike, y: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """Longitude and latitude (WGS 84) of points, in degrees.
+
+    Args:
+        crs: Of the points.
+        x: (N,) in the unit of `crs`.
+        y: (N,).
+
+    Returns:
+        (N, 2).
+
+    Raises:
+        UserError: If the CRS has no way to longitude and latitude (a local one).
+    """
+    try:
+        with rasterio.Env():
+            lon, lat = transform_points(crs, "EPSG:4326", np.asarray(x).tolist(), np.asarray(y).tolist())
+    except (RasterioError, CRSError) as error:
+        raise UserError(f"no longitude and latitude in CRS {crs[:40]} ({error}); mend the image's CRS") from error
+    return np.stack([lon, lat], axis=1).astype(np.float64)
+
+
+def warp_labels(
+    labels: npt.NDArray[np.integer[Any]],
+    *,
+    crs: str,
+    transform: Sequence[float],
+    to_crs: str,
+    to_transform: Sequence[float],
+    to_shape: tuple[int, int],
+) -> tuple[npt.NDArray[np.integer[Any]], npt.NDArray[np.bool_]]:
+    """Bring labels to another grid: each of its pixels takes the label in which its centre lies (nearest neighbour).
+
+    Args:
+        labels: (h, w) ids up to 2⁵³, beyond which GDAL's warper is not exact.
+        crs: Of the labels, as the next.
+        transform: As in `Scene`.
+        to_crs: Of the grid to fill, as the next two.
+        to_transform: As in `Scene`.
+        to_shape: (H, W).
+
+    Returns:
+        labels (H, W), and inside (H, W): False where the given ones do not reach.
+
+    Raises:
+        UserError: If no way leads from one CRS to the other.
+    """
+    kind: type[np.int32 | np.int64] = np.int32 if np.can_cast(labels.dtype, np.int32) else np.int64
+    outside = np.iinfo(kind).min
+    stored = labels.astype(kind)
+    warped = np.full(to_shape, outside, kind)
+    try:
+        with rasterio.Env():
+            reproject(
+                stored,
+                warped,
+                src_crs=crs,
+                src_transform=rasterio.Affine(*transform),
+                src_nodata=outside,
+                dst_crs=to_crs,
+                dst_transform=rasterio.Affine(*to_transform),
+                dst_nodata=outside,
+                resampling=Resampling.nearest,
+                tolerance=0,  # in pixels; GDAL's default interpolates the transformation to an eighth of one
+            )
+    except (RasterioError, CRSError) as error:
+        raise UserError(f"cannot warp labels from CRS {crs[:40]} to {to_crs[:40]}: {error}") from error
+    return warped, warped != outside
 
 
 def write_geotiff(
