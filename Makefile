@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint format
+.PHONY: demo test lint format bench
 .DEFAULT_GOAL := test
 
 $(READY): pyproject.toml constraints.txt
@@ -12,7 +12,7 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-demo: $(READY)  ## pretrain on the embedded sample
+demo: $(READY)
 	rm -rf runs/demo
 	$(BIN)/python -m ssl_geo.pretrain --out runs/demo
 
@@ -27,3 +27,6 @@ lint: $(READY)
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+bench: $(READY)
+	$(BIN)/python benchmarks/views.py

@@ -212,7 +212,7 @@ PRESETS = (
     Preset("medium", 200_000, "fewer prototypes and a faster teacher than the paper's", 8192, 0.99, 1e-3),
     Preset("large", math.inf, "the paper's values", 65_536, 0.996, None),
 )
-# The sample's chips all show the same mixture of land: at 0.04 its teacher still answers evenly after 150 steps, at 0.02
+# The sample's chips all show the same mixture of land: at 0.04 its teacher answers evenly for 150 steps, at 0.02
 # the loss falls from step 80 on (docs/results.md).
 SAMPLE_PRESET = Preset(
     "sample", math.inf, "as small, with a sharper teacher for chips that look alike", 1024, 0.98, 1e-3, 0.02

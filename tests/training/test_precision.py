@@ -19,5 +19,5 @@ def test_what_is_asked_for_is_taken():
 
 
 def test_fp16_on_a_cpu_is_refused():
-    with pytest.raises(UserError, match="--optim.precision fp16 needs a GPU"):
+    with pytest.raises(UserError, match="fp16 needs a GPU"):
         choose_dtype("fp16", CPU)
