@@ -214,6 +214,15 @@ def _read_weights(path: Path) -> tuple[dict[str, Tensor], list[str] | None]:
     return named_tensors(content, path), told.get("bands") if isinstance(told, dict) else None
 
 
+def untrained(backbone: nn.Module) -> nn.Module:
+    """Make the same architecture at random initialization, in eval mode."""
+    recipe: Any = backbone.timm
+    model: Any = _create("--ckpt", recipe["architecture"], recipe["model_args"])
+    model.timm = recipe
+    fresh: nn.Module = model.eval()
+    return fresh
+
+
 def describe_backbone(backbone: nn.Module, **facts: Any) -> dict[str, Any]:
     """Say what using the backbone needs, as plain values.
 

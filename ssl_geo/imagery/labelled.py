@@ -1,0 +1,339 @@
+"""Labelled images cut into chips of classes 0 … C-1, and class maps written back over their images.
+
+Images and labels are paired in `ssl_geo.imagery.pairing`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from ssl_geo.errors import UserError, nearest
+from ssl_geo.imagery.pairing import IGNORED, Classes, Colour, LabelledScene, pair_labels, scene_labels, scene_name
+from ssl_geo.imagery.rasters import read_window, to_lonlat, write_geotiff
+from ssl_geo.imagery.scenes import Scene
+from ssl_geo.imagery.statistics import BandStatistics
+
+__all__ = [
+    "IGNORED",
+    "Classes",
+    "LabelledChip",
+    "LabelledChips",
+    "LabelledScene",
+    "pair_labels",
+    "write_class_map",
+]
+
+_EARTH_RADIUS = 6_371_008.8  # metres, mean radius of WGS 84 (IUGG)
+_METRES_PER_DEGREE = np.pi * _EARTH_RADIUS / 180
+_MAX_WORKERS = 8
+_MAX_SAID = 6  # classes that a line lists
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledChip:
+    """A window of a labelled scene.
+
+    Attributes:
+        reflectance: (C, s, s) float32; 0 where not valid.
+        valid: (s, s), True where the pixel is usable; False in padding.
+        labels: (s, s) uint8, classes 0 … C-1; 255 where there is no label or the pixel is not valid.
+    """
+
+    reflectance: npt.NDArray[np.float32]
+    valid: npt.NDArray[np.bool_]
+    labels: npt.NDArray[np.uint8]
+
+
+class LabelledChips:
+    """Labelled scenes cut into chips side by side from the upper left, padded where they reach over the border.
+
+    Chips without a pixel that is both valid and labelled are left out. Holds no open file: it may be pickled and
+    forked.
+
+    Attributes:
+        scenes: As given.
+        bands: Names of the channels.
+        chip_size: Pixels of a chip along each axis.
+        scene: (N,) number of each chip's scene.
+        row: (N,) first row of each chip in its scene.
+        col: (N,) first column.
+        class_pixels: (N, C) valid pixels of each chip and class.
+        lonlat: (N, 2) longitude and latitude in degrees of the middle of each chip's part within the image; None where
+            an image has no CRS.
+        size_m: (N, 2) width and height of that part in metres, along the image's axes on a sphere; None likewise.
+        left_out: Number of chips left out.
+    """
+
+    def __init__(self, scenes: Sequence[LabelledScene], *, bands: Sequence[str], chip_size: int) -> None:
+        """Cut the scenes, reading each once.
+
+        Args:
+            scenes: Of one call of `pair_labels`.
+            bands: Canonical names, in the order of the channels.
+            chip_size: In pixels.
+
+        Raises:
+            UserError: If a scene has not all the bands, a file cannot be read, or no chip is left.
+        """
+        if chip_size < 1:
+            raise UserError(f"--chip_size {chip_size}: it must be 1 or more")
+        if not scenes or len({labelled.classes for labelled in scenes}) > 1:
+            raise ValueError("scenes must be those of one call of pair_labels")
+        for labelled in scenes:
+            for band in bands:
+                if band not in labelled.scene.bands:
+                    raise UserError(
+                        f"{labelled.scene.path} has no band {band}, only {' '.join(labelled.scene.bands)}, where "
+                        f"{' '.join(bands)} are needed: give images that have them (--data.band_names names the bands "
+                        "of files that name none)"
+                    )
+        self.scenes = tuple(scenes)
+        self.bands = tuple(bands)
+        self.chip_size = chip_size
+        self._fingerprint = self._of_files()  # before the pixels are read: what changes meanwhile shows next time
+        windows: list[tuple[int, int, int]] = []
+        counted: list[npt.NDArray[np.int64]] = []
+        with ThreadPoolExecutor(min(_MAX_WORKERS, os.cpu_count() or 1)) as pool:
+            for number, labelled in enumerate(tqdm(scenes, desc="reading labels", unit="image", delay=2)):
+                self._labels(number, 0, 0)  # once, before the threads share it
+                height, width = labelled.scene.height, labelled.scene.width
+                of_scene = [(number, r, c) for r in range(0, height, chip_size) for c in range(0, width, chip_size)]
+                counted += pool.map(self._count, *zip(*of_scene, strict=True))
+                windows += of_scene
+        counts = np.stack(counted)
+        kept = counts.any(axis=1)
+        if not kept.any():
+            raise UserError(
+                f"no pixel of {len(scenes)} images is valid and labelled, the first is {scenes[0].scene.path}: check "
+                "--data.nodata, --classes and --ignore, and that images and labels cover the same ground"
+            )
+        self.scene, self.row, self.col = np.array(windows, np.int64)[kept].T.copy()
+        self.class_pixels = counts[kept]
+        self.left_out = int((~kept).sum())
+        self.lonlat: npt.NDArray[np.float64] | None = None
+        self.size_m: npt.NDArray[np.float64] | None = None
+        if all(labelled.scene.crs is not None for labelled in scenes):
+            self.lonlat, self.size_m = self._on_earth()
+
+    def __len__(self) -> int:
+        return len(self.scene)
+
+    def __getitem__(self, i: int) -> LabelledChip:
+        """Read chip `i`.
+
+        Raises:
+            IndexError: If there is no such chip.
+            UnreadableError: If a file cannot be read; the message names file and window.
+        """
+        number, row, col = int(self.scene[i]), int(self.row[i]), int(self.col[i])
+        scene, size = self.scenes[number].scene, self.chip_size
+        labels = self._labels(number, row, col)
+        height, width = labels.shape
+        dn, inside = read_window(scene, self.bands, row, col, height, width)
+        reflectance = np.zeros((len(self.bands), size, size), np.float32)
+        part = reflectance[:, :height, :width]
+        np.copyto(part, dn, where=inside, casting="unsafe")
+        np.add(part, np.float32(scene.offset), out=part, where=inside)
+        part *= np.float32(scene.scale)
+        valid = np.zeros((size, size), np.bool_)
+        valid[:height, :width] = inside
+        padded = np.full((size, size), IGNORED, np.uint8)
+        np.copyto(padded[:height, :width], labels, where=inside)
+        return LabelledChip(reflectance, valid, padded)
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """(C,) what the label rasters hold for each class."""
+        return self.scenes[0].classes.ids
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """(C,) names of the classes."""
+        return self.scenes[0].classes.names
+
+    @property
+    def colours(self) -> tuple[Colour, ...]:
+        """(C,) colours of the classes."""
+        return self.scenes[0].classes.colours
+
+    def fingerprint(self) -> str:
+        """Changes with the files (path, size, time of change), how they are read, classes, bands and chip size."""
+        return self._fingerprint
+
+    def report(self) -> list[str]:
+        """What to print: size and classes, what was left out, warped or assumed."""
+        scenes, size = [labelled.scene for labelled in self.scenes], self.chip_size
+        pixels = self.class_pixels.sum(axis=0)
+        order = np.argsort(-pixels, kind="stable")
+        shares = ", ".join(f"{self.names[k]} {pixels[k] / pixels.sum():.1%}" for k in order[:_MAX_SAID])
+        more = ", …" if len(order) > _MAX_SAID else ""
+        said = [
+            f"{len(self)} chips of {size}×{size} pixels from {len(scenes)} images, {len(order)} classes: {shares}{more}"
+        ]
+        if self.left_out:
+            said.append(f"left out {self.left_out} chips without a pixel that is valid and labelled")
+        height, width = np.array([(scene.height, scene.width) for scene in scenes])[self.scene].T
+        if padded := int(((self.row + size > height) | (self.col + size > width)).sum()):
+            said.append(f"{padded} chips reach over an image's border: padded, the padding ignored")
+        if warped := [labelled for labelled in self.scenes if labelled.warped is not None]:
+            said.append(
+                f"labels of {len(warped)} of {len(scenes)} images warped to the image's grid by nearest neighbour; the "
+                f"first, {warped[0].labels}: {warped[0].warped}"
+            )
+        if self.lonlat is None:
+            without = sum(scene.crs is None for scene in scenes)
+            said.append(
+                f"{without} of {len(scenes)} images have no CRS: chips lie in their image's pixels, and two images of "
+                "one place are not known as such"
+            )
+        integer = [scene for scene in scenes if np.dtype(scene.dtype).kind in "iu"]
+        if assumed := sum(scene.offset_source == "assumed" for scene in integer):
+            said.append(
+                f"offset 0 assumed for {assumed} of {len(scenes)} images: no tag, metadata or product name states it, "
+                "and products since January 2022 carry -1000; --data.offset sets it"
+            )
+        return said
+
+    def given(self, splits: Mapping[str, str]) -> list[str]:
+        """The split of each chip, (N,), from that of each image by name (file name without suffix).
+
+        Raises:
+            UserError: If an image has none.
+        """
+        names = [scene_name(Path(labelled.scene.path)) for labelled in self.scenes]
+        if missing := [name for name in names if name not in splits]:
+            raise UserError(
+                f"{len(missing)} of {len(names)} images have no split, the first is {missing[0]}; "
+                f"{nearest(missing[0], splits)}"
+            )
+        return [splits[names[number]] for number in self.scene]
+
+    def statistics(
+        self, chips: npt.NDArray[np.integer[Any]]
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """Mean and standard deviation (C,) of the reflectance of some chips' valid pixels, by their numbers."""
+        total = BandStatistics.empty(len(self.bands))
+        for number in chips:
+            chip = self[int(number)]
+            total = total.merge(BandStatistics.of(chip.reflectance[:, chip.valid]))
+        return total.mean.astype(np.float32), total.std.astype(np.float32)
+
+    def _labels(self, number: int, row: int, col: int) -> npt.NDArray[np.uint8]:
+        """Classes of the part of a chip within its image."""
+        labelled = self.scenes[number]
+        try:
+            changed = Path(labelled.labels).stat().st_mtime_ns
+        except OSError as error:
+            raise UserError(f"cannot read {labelled.labels}: {error.strerror}") from error
+        return scene_labels(labelled, changed)[row : row + self.chip_size, col : col + self.chip_size]
+
+    def _count(self, number: int, row: int, col: int) -> npt.NDArray[np.int64]:
+        """Valid pixels of each class (C,) in a chip; the image is read only where there are labels."""
+        labels = self._labels(number, row, col)
+        if (labels == IGNORED).all():
+            return np.zeros(len(self.ids), np.int64)
+        _, valid = read_window(self.scenes[number].scene, self.bands, row, col, *labels.shape)
+        return np.bincount(labels[valid], minlength=IGNORED + 1)[: len(self.ids)].astype(np.int64)
+
+    def _on_earth(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """`lonlat` and `size_m`."""
+        lonlat, size_m = np.empty((len(self), 2)), np.empty((len(self), 2))
+        for number in np.unique(self.scene):
+            scene, chips = self.scenes[number].scene, np.flatnonzero(self.scene == number)
+            assert scene.crs is not None
+            top, left = self.row[chips], self.col[chips]
+            bottom = np.minimum(top + self.chip_size, scene.height)
+            right = np.minimum(left + self.chip_size, scene.width)
+            row, col = (top + bottom) / 2, (left + right) / 2
+            # the middle of the chip and of its left, right, upper and lower side
+            cols, rows = np.stack([col, left, right, col, col]), np.stack([row, row, row, top, bottom])
+            a, b, c, d, e, f = scene.transform
+            points = to_lonlat(scene.crs, (a * cols + b * rows + c).ravel(), (d * cols + e * rows + f).ravel())
+            middle, west, east, north, south = points.reshape(5, len(chips), 2)
+            lonlat[chips] = middle
+            around = np.cos(np.radians(middle[:, 1]))
+            for axis, (one, other) in enumerate([(west, east), (north, south)]):
+                across = (other[:, 0] - one[:, 0] + 180) % 360 - 180  # over the antimeridian too
+                along = other[:, 1] - one[:, 1]
+                size_m[chips, axis] = np.hypot(across * around, along) * _METRES_PER_DEGREE
+        return lonlat, size_m
+
+    def _of_files(self) -> str:
+        digest = hashlib.sha256(json.dumps([self.bands, self.chip_size]).encode())
+        for labelled in self.scenes:
+            digest.update(json.dumps(asdict(labelled)).encode())
+            for file in sorted({source.file for source in labelled.scene.sources} | {labelled.labels}):
+                try:
+                    status = Path(file).stat()
+                except OSError as error:
+                    raise UserError(f"cannot read {file}: {error.strerror}") from error
+                digest.update(f"{file}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+        return digest.hexdigest()
+
+
+def write_class_map(
+    path: str | os.PathLike[str],
+    classes: npt.NDArray[np.uint8],
+    scene: Scene,
+    names: Sequence[str],
+    ids: Sequence[int],
+    colours: Sequence[Colour],
+    tags: Mapping[str, str],
+) -> None:
+    """Write classes as a GeoTIFF over their image, with the ids of the label rasters as values.
+
+    Nodata is 255, or where that is an id the largest free value of the file's type: uint8, or uint16 or int32 (which
+    has no colour table) where the ids need it. Tags ``class_<id>`` hold the names, so that the map is a label raster.
+
+    Args:
+        path: As for `write_geotiff`.
+        classes: (H, W), 0 … C-1; 255 becomes nodata.
+        scene: The image.
+        names: (C,) of the classes.
+        ids: (C,) values of the classes.
+        colours: (C,) of the classes.
+        tags: Others to write, for example ``checkpoint``.
+
+    Raises:
+        ValueError: If `classes` is not of the scene's shape or holds a value that is no class.
+    """
+    if classes.shape != (scene.height, scene.width):
+        raise ValueError(f"classes {classes.shape} do not fit the image's {scene.height}×{scene.width} pixels")
+    if ((classes >= len(ids)) & (classes != IGNORED)).any():
+        raise ValueError(f"classes hold a value that is neither {IGNORED} nor below {len(ids)}")
+    dtype, nodata = _map_type(ids)
+    values = np.full(IGNORED + 1, nodata, dtype)
+    values[: len(ids)] = ids
+    georeferenced = scene.crs is not None or scene.transform != (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
+    write_geotiff(
+        path,
+        values[classes][None],
+        crs=scene.crs,
+        transform=scene.transform if georeferenced else None,
+        nodata=nodata,
+        descriptions=["class"],
+        tags={**tags, **{f"class_{value}": name for value, name in zip(ids, names, strict=True)}},
+        colormap=dict(zip(ids, colours, strict=True)) if dtype.kind == "u" else None,
+    )
+
+
+def _map_type(ids: Sequence[int]) -> tuple[np.dtype[Any], int]:
+    """The smallest type that holds the ids and a value beside them, and that value."""
+    for dtype in (np.dtype(np.uint8), np.dtype(np.uint16), np.dtype(np.int32), np.dtype(np.int64)):
+        limits = np.iinfo(dtype)
+        if min(ids) >= limits.min and max(ids) <= limits.max:
+            free = next((value for value in range(int(limits.max), int(limits.min) - 1, -1) if value not in ids), None)
+            if free is not None:
+                return dtype, free
+    raise ValueError(f"ids {min(ids)} to {max(ids)} fit no type")
