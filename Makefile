@@ -13,8 +13,9 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 demo: $(READY)
-	rm -rf runs/demo
+	rm -rf runs/demo runs/demo-probe
 	$(BIN)/python -m ssl_geo.pretrain --out runs/demo
+	$(BIN)/python -m ssl_geo.probe --ckpt runs/demo --out runs/demo-probe --seeds 1 --epochs 5
 
 test: $(READY)
 	$(BIN)/python -m pytest

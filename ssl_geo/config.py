@@ -311,6 +311,84 @@ def to_yaml(config: Any) -> str:
     return text
 
 
+@dataclass
+class SplitConfig:
+    """Which chips train, choose and test: by place, so that neighbours and repeated dates stay together."""
+
+    fractions: tuple[float, float, float] = (0.6, 0.2, 0.2)
+    """shares of train, val and test"""
+    block: float | None = None
+    """side of the square blocks of ground that go to one split, in metres (pixels without georeferencing);
+    default: two chips"""
+    gap: float = 0.0
+    """chips nearer than this to those of another split are left out, in the same unit"""
+    file: str | None = None
+    """JSON of given splits, {"image name without suffix": "train" | "val" | "test"}"""
+
+
+@dataclass
+class ImageConfig:
+    """How the labelled images' numbers become reflectance, for files that do not tell."""
+
+    band_names: list[str] | None = None
+    """names of the bands of files that name none, in file order"""
+    level: Literal["L1C", "L2A"] | None = None
+    """product level"""
+    scale: float | None = None
+    """reflectance = (DN + offset) * scale; Sentinel-2 integers: 1e-4, reflectance as stored: 1"""
+    offset: float | None = None
+    """DN added before scaling"""
+    nodata: float | None = None
+    """value of unusable pixels"""
+
+
+@dataclass
+class ProbeConfig:
+    """Ask what a frozen backbone's features are worth: segmentation heads on labelled imagery, against baselines."""
+
+    ckpt: str
+    """run folder or checkpoint of ssl_geo.pretrain; timm:NAME for a timm model with its published weights, random:NAME
+    for an untrained one"""
+    images: list[str] = field(default_factory=list)
+    """folders or files of labelled scenes; none: the embedded sample"""
+    labels: str | None = None
+    """folder of label GeoTIFFs named like the scenes"""
+    align: bool = False
+    """warp labels to the grid of their image by nearest neighbour"""
+    classes: list[int] | None = None
+    """ids of the classes; default: those found"""
+    ignore: list[int] | None = None
+    """ids that are no class"""
+    out: str | None = None
+    """folder of the report; default: runs/probe-DATE-TIME"""
+    heads: list[str] = field(default_factory=lambda: ["linear", "conv_block"])
+    """segmentation heads: linear, patch_linear, conv_block, fpn, dpt"""
+    layers: list[str] = field(default_factory=lambda: ["auto"])
+    """layers of the backbone by index or name; auto: up to four, evenly spread; list: print them and stop"""
+    seeds: int = 3
+    """runs of each head"""
+    epochs: int = 10
+    """passes over the training chips"""
+    batch_size: int = 32
+    """chips a step"""
+    lr: float = 1e-3
+    """peak learning rate of the heads"""
+    class_weights: bool = False
+    """weigh classes by the inverse square root of their frequency in the loss"""
+    chip_size: int | None = None
+    """side of a chip in pixels; default: the checkpoint's"""
+    split: SplitConfig = field(default_factory=SplitConfig)
+    data: ImageConfig = field(default_factory=ImageConfig)
+    cache: str = "~/.cache/ssl_geo"
+    """folder where features are kept between runs"""
+    memory: float = 4.0
+    """GB of features that are held in memory; more stay memory-mapped"""
+    results: str = "runs/results.jsonl"
+    """table that a line is appended to for each probe"""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """where to compute; auto: cuda where there is one"""
+
+
 PROGRAM = "ssl_geo.pretrain"
 
 
@@ -331,3 +409,13 @@ def pretrain_config(argv: list[str] | None = None) -> PretrainConfig:
         if changed:
             raise UserError(f"--resume {config.resume} with other settings: {'; '.join(changed)}; leave them out")
     return resumed
+
+
+PROBE_PROGRAM = "ssl_geo.probe"
+
+
+def probe_config(argv: list[str] | None = None) -> ProbeConfig:
+    """Settings of `python -m ssl_geo.probe`."""
+    usage = f"python -m {PROBE_PROGRAM} --ckpt RUN [--images DIR --labels DIR] [--out OUT] [--SETTING VALUE ...]"
+    argv = sys.argv[1:] if argv is None else argv
+    return parse(ProbeConfig, PROBE_PROGRAM, argv, {}, usage)
