@@ -240,10 +240,36 @@ def test_any_number_of_bands_and_views_of_any_size(
     assert [view.shape for view in views] == [(bands, *size) for size in sizes]
     for view, copy in zip(views, kept, strict=True):
         assert view.dtype == np.float32
-        assert view.flags.c_contiguous
+        assert view.transpose(1, 2, 0).flags.c_contiguous
         assert np.isfinite(view).all()
         np.testing.assert_array_equal(view, copy)  # a later call leaves the views of an earlier one alone
     np.testing.assert_array_equal(image, before)
+
+
+def test_views_are_written_where_asked_and_nowhere_else(statistics: Statistics, chip: Image) -> None:
+    recipes = [BUSY, replace(BUSY, channel_repeat=1.0, solarize=1.0), replace(BUSY, size=(1, 5), blur=1.0)]
+    crop = make(statistics, *recipes)
+    for number in range(20):
+        batch = [np.full((3, *recipe.size, 10), -9, np.float32) for recipe in recipes]
+        valid = holes(number, chip.shape[1:]) if number % 2 else all_valid(chip)
+        views = crop(chip, valid, seed=0, epoch=0, chip=number, out=[memory[1] for memory in batch])
+        expected = crop(chip, valid, seed=0, epoch=0, chip=number)
+        for view, other, memory in zip(views, expected, batch, strict=True):
+            np.testing.assert_array_equal(view, other)
+            np.testing.assert_array_equal(memory[1].transpose(2, 0, 1), other)
+            np.testing.assert_array_equal(memory[::2], -9)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16, np.int32, np.float32, np.float64])
+def test_chips_as_stored_give_the_views_of_their_reflectance(statistics: Statistics, chip: Image, dtype: type) -> None:
+    scale, offset = (1e-2, -10.0) if dtype is np.uint8 else (1e-4, -1000.0)
+    dn = (chip / scale - offset).clip(0, None).round().astype(dtype)
+    reflectance = ((dn + np.float64(offset)) * scale).astype(np.float32)
+    crop = make(statistics, BUSY, BUSY)
+    for number in range(6):
+        views = crop(dn, all_valid(chip), scale, offset, seed=0, epoch=0, chip=number)
+        expected = crop(reflectance, all_valid(chip), seed=0, epoch=0, chip=number)
+        np.testing.assert_allclose(views, expected, atol=5e-5)
 
 
 def test_reflectance_above_1_stays(statistics: Statistics) -> None:
@@ -393,7 +419,7 @@ def test_unusable_statistics_are_refused(mean: list[float], std: list[float], me
 
 
 def test_a_chip_of_other_bands_and_a_recipe_without_global_views_are_refused(statistics: Statistics) -> None:
-    with pytest.raises(UserError, match=r"a chip of 9 bands, statistics of 10: .*--data.band_names"):
+    with pytest.raises(UserError, match=r"a chip of 9 bands, statistics of 10: .*--data.bands"):
         make(statistics, BUSY)(np.zeros((9, 8, 8), np.float32), np.ones((8, 8), bool), seed=0, epoch=0, chip=0)
     with pytest.raises(UserError, match="no global view"):
         MultiCrop(*statistics, global_views=[], local_views=[BUSY])
