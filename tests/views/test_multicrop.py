@@ -172,10 +172,19 @@ def test_views_are_the_recipes_pipeline_of_albumentations(
                 np.testing.assert_array_equal(view[:, expected["mask"] == 0], 0)
 
 
+class Channelaug(A.ImageOnlyTransform):
+    """The origin's: one random band in all channels."""
+
+    def apply(self, img: Image, **params: Any) -> Image:
+        band = img[:, :, self.py_random.randint(0, img.shape[2] - 1), np.newaxis]
+        return np.repeat(band, img.shape[2], axis=2)
+
+
 def plain_pipeline(recipe: ViewRecipe) -> A.Compose:
     """The origin's recipe for one view, plainly, on albumentations 2.0.8."""
     return A.Compose(
         [
+            Channelaug(p=recipe.channel_repeat),
             A.HorizontalFlip(p=recipe.horizontal_flip),
             A.Affine(  # ShiftScaleRotate of albumentations 1.x: one scale for both axes, mirrored at the edge
                 scale=(0.9, 1.1),
@@ -215,6 +224,39 @@ def test_views_have_the_statistics_of_the_plain_recipe(scale: tuple[float, float
             assert stats.ks_2samp(*pair).pvalue > 1e-3, (channel, statistic)
     slopes = [np.diff(views[:, 0], axis=2).mean((1, 2)) for views in (ours, plain)]  # sign: flips, size: resolution
     assert stats.ks_2samp(*slopes).pvalue > 1e-3
+
+
+def test_views_are_repeated_blurred_and_solarized_as_often_as_in_the_plain_recipe() -> None:
+    """Alone and together, told from the values: the whole chip, so that nothing but these three changes them."""
+    count, channels = 3000, 4
+    recipe = ViewRecipe(
+        (16, 16), (1.0, 1.0), ratio=(1.0, 1.0), channel_repeat=0.3, vertical_flip=0, rotate90=0, shift_scale_rotate=0,
+        blur=0.5, solarize=0.2,
+    )  # fmt: skip
+    image = np.random.default_rng(0).uniform(0.55, 0.95, (channels, 16, 16)).astype(np.float32)
+    crop = MultiCrop([0.0] * channels, [1.0] * channels, global_views=[recipe])
+    pipeline = plain_pipeline(recipe)
+    pixels = image.transpose(1, 2, 0).copy()
+    ours = np.stack([crop(image, all_valid(image), seed=0, epoch=0, chip=n)[0] for n in range(count)])
+    plain = np.stack([pipeline(image=pixels)["image"].transpose(2, 0, 1) for _ in range(count)])
+    tables = []
+    for views in (ours, plain):
+        repeated = np.ptp(views, axis=1).max((1, 2)) < 1e-5
+        blurred = views.std((1, 2, 3)) < 0.8 * image.std()
+        solarized = views.mean((1, 2, 3)) < 0.5
+        tables.append(np.bincount(repeated + 2 * blurred + 4 * solarized, minlength=8))
+    assert stats.chi2_contingency(tables).pvalue > 1e-3
+    for table in tables:
+        assert (
+            stats.chisquare(table, count * np.outer([0.8, 0.2], np.outer([0.5] * 2, [0.7, 0.3])).ravel()).pvalue > 1e-3
+        )
+    # which band is shown, and which way round
+    kinds = []
+    for views in (ours, plain):
+        same = [np.abs(views - shown).max((1, 2, 3)) < 1e-5 for band in image for shown in (band, band[:, ::-1])]
+        kinds.append(np.array(same).sum(1))
+    assert stats.chi2_contingency(kinds).pvalue > 1e-3
+    assert min(kinds[0]) > 0
 
 
 # ------------------------------------------------------------------------------------------------- what comes out
