@@ -192,7 +192,7 @@ class MultiCrop:
             )
         if not global_views:
             raise UserError("no global view: DINO's teacher sees the global views, give at least one")
-        self._memory: list[Image] = []  # returned working memory; calls from several threads each take their own
+        self._images: list[Image] = []  # returned working memory; calls from several threads each take their own
         self._white = (1 - 2 * self.mean) / self.std  # 1 - x, where x = std·z + mean, standardized is white - z
         self._standardizing = np.stack((1 / self.std, -self.mean / self.std))  # (x, 1) times this is standardized
 
@@ -258,8 +258,7 @@ class MultiCrop:
         if out is None:
             out = [np.empty((*recipe.size, bands), np.float32) for recipe in self.recipes]
         known = None if valid.all() else valid
-        memory = self._borrow(max(dn.size, *(view.size for view in out)))
-        image = memory[0][: dn.size].reshape(height, width, bands)
+        image = self._borrow((height, width, bands))
         cv2.transpose(np.ascontiguousarray(dn, np.float32).reshape(bands, -1), dst=image.reshape(-1, bands))
         rows = image.reshape(height, -1)  # numpy is fast along rows of pixels, not along ten bands
         rows *= np.tile(scale / self.std, width)
@@ -270,26 +269,26 @@ class MultiCrop:
         draws = self.draw(height, width, seed=seed, epoch=epoch, chip=chip)
         for view, draw in zip(out, draws, strict=True):
             if draw.band is None:
-                _warp_and_blur(image, draw, view, memory[1])
+                _warp_and_blur(image, draw, view)
                 if draw.solarize:
                     rows = view.reshape(len(view), -1)
                     solarize(rows, np.tile(self._white, view.shape[1]), out=rows)
             else:
-                self._repeat_band(image, draw, view, memory[1])
+                self._repeat_band(image, draw, view)
             if known is not None:
                 np.copyto(view, 0, where=~warp_valid(known, draw.matrix, view.shape[:2])[..., None])
-        self._memory.append(memory)
+        self._images.append(image)
         return [view.transpose(2, 0, 1) for view in out]
 
-    def _borrow(self, values: int) -> Image:
-        """Take working memory for two images from an earlier call: mapping it anew would cost as much as a warp."""
-        memory = self._memory.pop() if self._memory else np.empty((2, 0), np.float32)
-        return memory if memory.shape[1] >= values else np.empty((2, values), np.float32)
+    def _borrow(self, shape: tuple[int, int, int]) -> Image:
+        """Take working memory from an earlier call: mapping it anew would cost as much as a warp."""
+        image = self._images.pop() if self._images else None
+        return image if image is not None and image.shape == shape else np.empty(shape, np.float32)
 
-    def _repeat_band(self, image: Image, draw: ViewDraw, view: Image, scratch: Image) -> None:
+    def _repeat_band(self, image: Image, draw: ViewDraw, view: Image) -> None:
         """Show one band of a standardized chip (H, W, C) in all channels, with the statistics of each."""
         band = np.empty(view.shape[:2], np.float32)
-        _warp_and_blur(np.ascontiguousarray(image[:, :, draw.band]), draw, band, scratch)
+        _warp_and_blur(np.ascontiguousarray(image[:, :, draw.band]), draw, band)
         band *= self.std[draw.band]
         band += self.mean[draw.band]
         if draw.solarize:
@@ -297,12 +296,11 @@ class MultiCrop:
         np.matmul(cv2.merge([band, np.ones_like(band)]), self._standardizing, out=view)
 
 
-def _warp_and_blur(image: Image, draw: ViewDraw, view: Image, scratch: Image) -> None:
+def _warp_and_blur(image: Image, draw: ViewDraw, view: Image) -> None:
     """Write into a view, (h, w) or (h, w, C), what its draw shows of an image of as many channels."""
-    sharp = scratch[: view.size].reshape(view.shape) if draw.blur else view
-    warp(image, draw.matrix, view.shape[:2], out=sharp)
+    warp(image, draw.matrix, view.shape[:2], out=view)
     if draw.blur:
-        blur(sharp, draw.blur, out=view)
+        blur(view, draw.blur, out=view)
 
 
 def default_recipes(

@@ -49,7 +49,7 @@ def blur(image: Image, width: int, *, out: Image | None = None) -> Image:
     Args:
         image: (H, W) or (H, W, C).
         width: Odd; sigma = 0.3·((width - 1)/2 - 1) + 0.8 pixels.
-        out: Where to write; None: new memory.
+        out: Where to write, the image itself if you like; None: new memory.
 
     Returns:
         The same shape.
