@@ -192,7 +192,6 @@ class MultiCrop:
             )
         if not global_views:
             raise UserError("no global view: DINO's teacher sees the global views, give at least one")
-        self._images: list[Image] = []  # returned working memory; calls from several threads each take their own
         self._white = (1 - 2 * self.mean) / self.std  # 1 - x, where x = std·z + mean, standardized is white - z
         self._standardizing = np.stack((1 / self.std, -self.mean / self.std))  # (x, 1) times this is standardized
 
@@ -258,7 +257,7 @@ class MultiCrop:
         if out is None:
             out = [np.empty((*recipe.size, bands), np.float32) for recipe in self.recipes]
         known = None if valid.all() else valid
-        image = self._borrow((height, width, bands))
+        image = np.empty((height, width, bands), np.float32)
         cv2.transpose(np.ascontiguousarray(dn, np.float32).reshape(bands, -1), dst=image.reshape(-1, bands))
         rows = image.reshape(height, -1)  # numpy is fast along rows of pixels, not along ten bands
         rows *= np.tile(scale / self.std, width)
@@ -277,13 +276,7 @@ class MultiCrop:
                 self._repeat_band(image, draw, view)
             if known is not None:
                 np.copyto(view, 0, where=~warp_valid(known, draw.matrix, view.shape[:2])[..., None])
-        self._images.append(image)
         return [view.transpose(2, 0, 1) for view in out]
-
-    def _borrow(self, shape: tuple[int, int, int]) -> Image:
-        """Take working memory from an earlier call: mapping it anew would cost as much as a warp."""
-        image = self._images.pop() if self._images else None
-        return image if image is not None and image.shape == shape else np.empty(shape, np.float32)
 
     def _repeat_band(self, image: Image, draw: ViewDraw, view: Image) -> None:
         """Show one band of a standardized chip (H, W, C) in all channels, with the statistics of each."""
