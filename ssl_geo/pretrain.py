@@ -11,13 +11,12 @@ if __name__ == "__main__":  # settings first: --help answers before torch is imp
 import dataclasses
 import datetime
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -36,11 +35,12 @@ from ssl_geo.training.optimizers import adamw, clip_gradients, set_step_values
 from ssl_geo.training.precision import choose_dtype
 from ssl_geo.training.progress import Progress
 from ssl_geo.training.sampling import StepBatches
+from ssl_geo.views.batched import BatchedMultiCrop, ChipBatch, draw_table
 from ssl_geo.views.multicrop import MultiCrop, default_recipes
 from ssl_geo.views.photometry import standardize_chip
 
 SAMPLE = Path("data/sample")
-Views: TypeAlias = list[npt.NDArray[np.float32]]  # of one chip, each (C, h, w)
+Keys: TypeAlias = Sequence[tuple[int, int]]  # (epoch, chip) of a batch: every draw is a function of them and the seed
 MONITORED = 512  # chips whose embeddings are watched
 
 
@@ -56,7 +56,10 @@ def main(config: PretrainConfig) -> int:
     mean = np.array(config.data.mean or index.statistics.mean, dtype=np.float32)
     std = np.array(config.data.std or index.statistics.std, dtype=np.float32)
     patch_size = required_multiple(config.backbone.name, **config.backbone.arguments)
-    global_views, local_views = default_recipes(config.data.chip_size, patch_size, **dataclasses.asdict(config.views))
+    recipes = dataclasses.asdict(config.views)
+    if recipes.pop("backend") == "auto":
+        config.views.backend = "torch" if ranks.device.type == "cuda" else "opencv"
+    global_views, local_views = default_recipes(config.data.chip_size, patch_size, **recipes)
     crops = MultiCrop(mean, std, global_views=global_views, local_views=local_views)
     state = State(config, index, crops, ranks)
 
@@ -79,17 +82,20 @@ def main(config: PretrainConfig) -> int:
         rank=ranks.rank,
         world=ranks.world,
     )
+    on_device = config.views.backend == "torch"
     loader = DataLoader(
-        ViewsDataset(chips, crops, config.seed),
-        batch_sampler=order,
+        (ChipBatches if on_device else ViewBatches)(chips, crops, config.seed),
+        sampler=order,
+        batch_size=None,  # a key of the data set is a batch
         num_workers=default_workers(ranks.world) if config.data.workers is None else config.data.workers,
-        collate_fn=collate,
         pin_memory=ranks.device.type == "cuda",
     )
+    batches = map(BatchedMultiCrop(crops, ranks.device), loader) if on_device else loader
     monitor = make_monitor(config, index, chips, crops) if ranks.main else None
-    say(f"{run}: {config.backbone.name} on {ranks.device} in {str(state.dtype).removeprefix('torch.')}")
+    dtype = str(state.dtype).removeprefix("torch.")
+    say(f"{run}: {config.backbone.name} on {ranks.device} in {dtype}, views by {config.views.backend}")
     with runs.Interruption() as interruption:
-        train(config, ranks, state, loader, monitor, run, interruption)
+        train(config, ranks, state, batches, monitor, run, interruption)
     distributed.shutdown()
     if state.step < state.steps:
         say(f"{interruption.name}: saved at step {state.step} of {state.steps}; go on with --resume {run}")
@@ -271,21 +277,44 @@ class State:
         self.step, self.skipped = checkpoint["step"], checkpoint["skipped"]
 
 
-class ViewsDataset(Dataset[Views]):
-    """Chips as views; a key is (epoch, chip), so that every draw is a function of it and the seed."""
+class ViewBatches(Dataset[list[Tensor]]):
+    """Batches of views, each written once: where the training step takes it, in a tensor (B, C, h, w) a view."""
 
     def __init__(self, chips: ChipDataset, crops: MultiCrop, seed: int) -> None:
         self.chips, self.crops, self.seed = chips, crops, seed
 
-    def __getitem__(self, key: tuple[int, int]) -> Views:
-        epoch, position = key
-        chip = self.chips[position]
-        return self.crops(chip.reflectance(), chip.valid, seed=self.seed, epoch=epoch, chip=position)
+    def __getitem__(self, keys: Keys) -> list[Tensor]:
+        batch = [torch.empty((len(keys), *recipe.size, self.crops.mean.size)) for recipe in self.crops.recipes]
+        memory = [views.numpy() for views in batch]
+        for i, (epoch, position) in enumerate(keys):
+            chip, out = self.chips[position], [views[i] for views in memory]
+            self.crops(
+                chip.dn, chip.valid, chip.scale, chip.offset, seed=self.seed, epoch=epoch, chip=position, out=out
+            )
+        return [views.permute(0, 3, 1, 2) for views in batch]
 
 
-def collate(samples: list[Views]) -> list[Tensor]:
-    """Stack the samples view by view: a list of (B, C, h, w)."""
-    return [torch.from_numpy(np.stack(views)) for views in zip(*samples, strict=True)]
+class ChipBatches(Dataset[ChipBatch]):
+    """Batches of chips as stored, with the draws of their views, which the device makes of them."""
+
+    def __init__(self, chips: ChipDataset, crops: MultiCrop, seed: int) -> None:
+        self.chips, self.crops, self.seed = chips, crops, seed
+
+    def __getitem__(self, keys: Keys) -> ChipBatch:
+        chips = [self.chips[position] for _, position in keys]
+        kinds = {chip.dn.dtype for chip in chips}
+        kind = kinds.pop() if len(kinds) == 1 else np.dtype(np.float32)
+        draws = [
+            self.crops.draw(*chip.valid.shape, seed=self.seed, epoch=epoch, chip=position)
+            for chip, (epoch, position) in zip(chips, keys, strict=True)
+        ]
+        return ChipBatch(
+            torch.from_numpy(np.stack([chip.dn for chip in chips], dtype=kind, casting="same_kind")),
+            torch.from_numpy(np.stack([chip.valid for chip in chips])),
+            torch.tensor([chip.scale for chip in chips]),
+            torch.tensor([chip.offset for chip in chips]),
+            torch.from_numpy(np.stack([draw_table(views) for views in draws])),
+        )
 
 
 def chip_index(config: PretrainConfig) -> ChipIndex:
