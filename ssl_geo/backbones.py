@@ -10,7 +10,6 @@ import difflib
 import inspect
 import json
 import math
-import os
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +25,7 @@ from timm.models.xcit import ConvPatchEmbed
 from torch import Tensor, nn
 
 from ssl_geo.errors import UserError, nearest
+from ssl_geo.files import written_whole
 from ssl_geo.weights import RGB, adapt_input_weights, named_tensors, read_tensors, read_torch
 
 # Arguments of timm.create_model that are not the user's, or a file's, to say: ours, or ways to other files.
@@ -256,14 +256,11 @@ def export_backbone(folder: Path, backbone: nn.Module, description: Mapping[str,
 
 
 def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        write(partial)
-        partial.replace(path)
+        with written_whole(path) as partial:
+            write(partial)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} could not be written ({error}); make room, or name a folder that can be") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def load_backbone(path: str | Path, bands: Sequence[str] = RGB) -> nn.Module:

@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 
 import ssl_geo
 from ssl_geo.backbones import create_backbone, describe_backbone, export_backbone, required_multiple
+from ssl_geo.files import written_whole
 from ssl_geo.imagery.chips import ChipIndex, cached_index
 from ssl_geo.imagery.datasets import ChipDataset, dominant_labels
 from ssl_geo.imagery.sample import ensure_sample
@@ -65,12 +66,16 @@ def main(config: PretrainConfig) -> int:
 
     run = Path(config.resume or config.out or f"runs/pretrain-{datetime.datetime.now():%Y%m%d-%H%M%S}")
     if config.resume:
-        state.load(runs.load_checkpoint(run))
+        with ranks.main_first():  # which sets a torn checkpoint aside
+            checkpoint = runs.last_checkpoint(run, say)
+        if checkpoint is not None:
+            state.load(checkpoint)
         say(f"going on with {run} from step {state.step} of {state.steps}")
     elif ranks.main:
         runs.claim(run)
-        runs.write_atomically(run / "config.yaml", to_yaml(config).encode())
         index.save(run / "index.parquet")
+        with written_whole(run / "config.yaml") as partial:  # last: where it is, there is a run
+            partial.write_text(to_yaml(config))
 
     chips = ChipDataset(index)
     order = StepBatches(

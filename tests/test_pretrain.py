@@ -154,7 +154,7 @@ def test_a_resumed_run_is_the_run_that_was_not_interrupted(tmp_path, arguments):
         late.unlink()
     assert main(pretrain_config(["--resume", str(tmp_path / "part")])) == 0
     assert losses(read_log(tmp_path / "part")) == losses(whole)
-    a, b = runs.load_checkpoint(tmp_path / "whole"), runs.load_checkpoint(tmp_path / "part")
+    a, b = runs.last_checkpoint(tmp_path / "whole"), runs.last_checkpoint(tmp_path / "part")
     assert same_tensors(a["method"], b["method"])
     assert same_tensors(a["optimizer"]["state"], b["optimizer"]["state"])
 
@@ -203,7 +203,7 @@ def test_sigterm_saves_and_leaves_with_a_message(tmp_path, arguments):
     assert process.returncode == runs.INTERRUPTED
     assert "SIGTERM: saved at step" in said
     assert f"--resume {run}" in said
-    assert runs.load_checkpoint(run)["step"] == read_log(run)[-1]["step"]
+    assert runs.last_checkpoint(run)["step"] == read_log(run)[-1]["step"]
 
 
 def test_accumulated_micro_batches_give_the_losses_of_one_batch(tmp_path, arguments):
