@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint format bench
+.PHONY: demo test lint format bench soak
 .DEFAULT_GOAL := test
 
 $(READY): pyproject.toml constraints.txt
@@ -19,6 +19,11 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+# Fifty kills of a run, each resumed; a handful of them are in the tests.
+soak: $(READY)
+	$(BIN)/python tests/soak/imagery.py runs/soak/imagery
+	OMP_NUM_THREADS=1 $(BIN)/python tests/soak/kills.py --data runs/soak/imagery --kills 50 runs/soak/kills
 
 lint: $(READY)
 	$(BIN)/ruff check .
