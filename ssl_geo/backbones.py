@@ -42,6 +42,7 @@ def create_backbone(
     *,
     weights: str | Path | None = None,
     bands: Sequence[str] = (),
+    checkpointing: bool = False,
     **arguments: Any,
 ) -> nn.Module:
     """Make a timm model that embeds views of several sizes: (B, channels, h, w) → (B, D).
@@ -56,6 +57,8 @@ def create_backbone(
         weights: What to start from, of the same model, perhaps with another patch size or number of bands: a file of
             tensors (.safetensors, .pth, .pt) or a run, which tells its bands; where none are told, 3 channels are RGB.
         bands: Names of the bands, by which an input layer is adapted (`adapt_input_weights`).
+        checkpointing: Compute the activations inside its blocks again in the backward pass instead of keeping them
+            (Chen et al. 2016, arXiv 1604.06174): less memory, a third more time, the same gradients.
         **arguments: Of the timm model; they go first.
 
     Returns:
@@ -73,7 +76,19 @@ def create_backbone(
     if weights is not None:
         tensors, given_bands = _read_weights(Path(weights))
         model.load_state_dict(_fit(tensors, model, bands, given_bands, f"--backbone.weights {weights}"))
+    if checkpointing:
+        _checkpoint_activations(model, name)
     return model
+
+
+def _checkpoint_activations(model: Any, name: str) -> None:
+    try:
+        model.set_grad_checkpointing(True)
+    except (AssertionError, AttributeError, TypeError) as error:
+        raise UserError(
+            f"--backbone.checkpointing: {name} cannot compute its activations again; leave it out, or save memory by "
+            "--optim.accumulate or --dino.one_pass_per_view"
+        ) from error
 
 
 def required_multiple(name: str, **arguments: Any) -> int:

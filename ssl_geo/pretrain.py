@@ -37,7 +37,7 @@ from ssl_geo.training.optimizers import adamw, set_step_values
 from ssl_geo.training.precision import choose_dtype
 from ssl_geo.training.progress import Progress
 from ssl_geo.training.sampling import StepBatches
-from ssl_geo.training.step import Skips, train_step
+from ssl_geo.training.step import Skips, compile_networks, train_step
 from ssl_geo.views.multicrop import MultiCrop, default_recipes
 from ssl_geo.views.photometry import standardize_chip
 
@@ -188,6 +188,7 @@ class State:
             [recipe.size for recipe in crops.recipes],
             weights=config.backbone.weights,
             bands=index.bands,
+            checkpointing=config.backbone.checkpointing,
             **config.backbone.arguments,
         )
         self.method = DINO(
@@ -209,6 +210,8 @@ class State:
             one_pass_per_view=dino.one_pass_per_view,
         )
         self.method.to(ranks.device).to(memory_format=torch.channels_last)
+        if optim.compile:
+            compile_networks([self.method.student.backbone, self.method.teacher.backbone], ranks.device)
         self.method.distribute(partial(distributed.wrap, ranks=ranks))
         self.optimizer = adamw(self.method.student)
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=self.dtype == torch.float16)

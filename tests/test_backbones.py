@@ -63,6 +63,39 @@ def test_views_of_all_sizes_become_one_vector_each(kind: str, sizes: tuple[tuple
         assert backbone(torch.randn(2, 10, height, width)).shape == (2, backbone.num_features)
 
 
+@pytest.mark.parametrize("kind", ["vit", "resnet", "swin"])
+def test_activations_computed_again_give_the_same_gradients_from_less_memory(kind: str) -> None:
+    name, arguments = KINDS[kind]
+    sizes = ((64, 64), (32, 32))
+    arguments = {**arguments, "drop_path_rate": 0.5}  # what is drawn is drawn again
+    keeping = create_backbone(name, 4, sizes, **arguments)
+    again = create_backbone(name, 4, sizes, checkpointing=True, **arguments)
+    again.load_state_dict(keeping.state_dict())
+    kept = []
+    for backbone in (keeping, again):
+        saved: list[int] = []
+
+        def keep(tensor: Tensor, saved: list[int] = saved) -> Tensor:
+            saved.append(tensor.nbytes)
+            return tensor
+
+        torch.manual_seed(1)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            embedding = torch.cat([backbone(torch.randn(4, 4, *size)) for size in sizes])
+        kept.append(sum(saved))
+        embedding.square().sum().backward()
+    for a, b in zip(keeping.parameters(), again.parameters(), strict=True):
+        assert (a.grad is None and b.grad is None) or torch.equal(a.grad, b.grad)
+    assert kept[1] < kept[0] / 2
+    assert again.timm == keeping.timm  # what is exported says nothing of it
+
+
+def test_a_model_that_cannot_compute_activations_again_is_refused() -> None:
+    assert "--backbone.checkpointing: dla46_c" in refusal(
+        lambda: create_backbone("dla46_c", 4, [(32, 32)], checkpointing=True)
+    )
+
+
 @pytest.mark.parametrize("kind", ["vit", "swin"])
 def test_gradients_reach_every_parameter_from_views_of_both_sizes(kind: str) -> None:
     backbone = make(kind, sizes=((64, 64), (32, 32)))

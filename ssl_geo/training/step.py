@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from ssl_geo.errors import UserError
 from ssl_geo.training import distributed
 from ssl_geo.training.optimizers import AdamW, clip_gradients
 
@@ -102,3 +103,20 @@ class Skips:
     def in_a_row(self) -> int:
         """Up to the last step."""
         return int(self._in_a_row)
+
+
+def compile_networks(networks: Iterable[nn.Module], device: torch.device) -> None:
+    """Let torch.compile translate networks, at their first pass and for each size of views; names and state stay.
+
+    Raises:
+        UserError: There is no compiler that works.
+    """
+    from torch._dynamo.exc import TorchDynamoException  # slow to import, and seldom wanted
+
+    try:
+        torch.compile(torch.sin)(torch.zeros(8, device=device))
+    except TorchDynamoException as error:
+        reason = str(error).split("\n")[0]
+        raise UserError(f"--optim.compile: no compiler works here ({reason}); install one, or leave it out") from error
+    for network in networks:
+        network.compile(dynamic=False)
