@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from ssl_geo.backbones import create_backbone
+from ssl_geo.backbones import create_backbone, drop_unused_tokens
 from ssl_geo.methods.dino import DINO
 from ssl_geo.training.memory import keep_freed_memory
 from ssl_geo.training.optimizers import adamw, set_step_values
@@ -50,6 +50,8 @@ class OurStep:
 
     def __init__(self, method: DINO, dtype: torch.dtype) -> None:
         self.method, self.dtype = method.to(memory_format=torch.channels_last), dtype
+        for network in (method.student, method.teacher):
+            drop_unused_tokens(network.backbone)
         self.optimizer = adamw(method.student)
         self.scaler = torch.amp.GradScaler(enabled=False)
         set_step_values(self.optimizer, lr=LR, weight_decay=DECAY)

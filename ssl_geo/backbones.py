@@ -15,16 +15,19 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from timm.layers import PatchEmbed
+from timm.layers import Attention, PatchEmbed
+from timm.models.vision_transformer import Block, VisionTransformer
 from timm.models.xcit import ConvPatchEmbed
 from torch import Tensor, nn
 
+from ssl_geo.class_token import class_token_block
 from ssl_geo.errors import UserError, nearest
 from ssl_geo.weights import RGB, adapt_input_weights, named_tensors, read_tensors, read_torch
 
@@ -79,6 +82,24 @@ def create_backbone(
     if checkpointing:
         _checkpoint_activations(model, name)
     return model
+
+
+def drop_unused_tokens(backbone: nn.Module) -> bool:
+    """Let the last block of a vision transformer compute the class token alone, where that is the embedding.
+
+    For training: embeddings and gradients stay as they are, features of patches are gone. Weights and names stay.
+
+    Returns:
+        Whether it is such a transformer; others are left alone.
+    """
+    model: Any = backbone
+    if type(model) is not VisionTransformer or model.global_pool != "token" or model.attn_pool is not None:
+        return False
+    block = model.blocks[-1]
+    if type(block) is not Block or type(block.attn) is not Attention or getattr(block.attn, "gate", None) is not None:
+        return False
+    block.forward = MethodType(class_token_block, block)
+    return True
 
 
 def _checkpoint_activations(model: Any, name: str) -> None:

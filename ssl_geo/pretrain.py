@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 import ssl_geo
-from ssl_geo.backbones import create_backbone, describe_backbone, export_backbone, required_multiple
+from ssl_geo.backbones import create_backbone, describe_backbone, drop_unused_tokens, export_backbone, required_multiple
 from ssl_geo.imagery.chips import ChipIndex, cached_index
 from ssl_geo.imagery.datasets import ChipDataset, dominant_labels
 from ssl_geo.imagery.sample import ensure_sample
@@ -191,6 +191,7 @@ class State:
             checkpointing=config.backbone.checkpointing,
             **config.backbone.arguments,
         )
+        drop_unused_tokens(backbone)
         self.method = DINO(
             backbone,
             out_dim=dino.out_dim,
