@@ -35,4 +35,4 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 bench: $(READY)
-	$(BIN)/python benchmarks/views.py
+	$(BIN)/python -m benchmarks

@@ -97,6 +97,8 @@ class BackboneConfig:
     """further arguments of the timm model, for example {patch_size: 8}"""
     weights: str | None = None
     """file to start from (.safetensors, .pth) of the same timm model; RGB filters are spread over the bands"""
+    checkpointing: bool = False
+    """compute activations again in the backward pass instead of keeping them: less memory, more time"""
 
 
 @dataclass
@@ -149,8 +151,10 @@ class OptimConfig:
     """largest gradient norm of a single parameter tensor (as in the reference, not of all together); 0: no clipping"""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """number format of the forward pass; auto: bf16 where the hardware computes it, else fp32"""
+    compile: bool = False
+    """torch.compile the backbone: minutes at the start, faster steps on a GPU"""
     max_skipped: int = 5
-    """non-finite steps in a row before the run is given up"""
+    """non-finite steps in a row before the run is given up; looked at when a log line is due"""
 
 
 @dataclass
