@@ -26,6 +26,7 @@ import ssl_geo
 from ssl_geo.backbones import create_backbone, describe_backbone, export_backbone, required_multiple
 from ssl_geo.imagery.chips import ChipIndex, cached_index
 from ssl_geo.imagery.datasets import ChipDataset, dominant_labels
+from ssl_geo.imagery.packed import PackedChips, open_chips, packed_folder, packed_index
 from ssl_geo.imagery.sample import ensure_sample
 from ssl_geo.imagery.sensors import DEFAULT_BANDS
 from ssl_geo.methods.dino import DINO
@@ -40,6 +41,7 @@ from ssl_geo.views.multicrop import MultiCrop, default_recipes
 from ssl_geo.views.photometry import standardize_chip
 
 SAMPLE = Path("data/sample")
+Chips: TypeAlias = ChipDataset | PackedChips
 Views: TypeAlias = list[npt.NDArray[np.float32]]  # of one chip, each (C, h, w)
 MONITORED = 512  # chips whose embeddings are watched
 
@@ -53,8 +55,7 @@ def main(config: PretrainConfig) -> int:
         index = chip_index(config)
     for line in [*index.report(), *resolve(config, len(index), ranks.world)]:
         say(line)
-    mean = np.array(config.data.mean or index.statistics.mean, dtype=np.float32)
-    std = np.array(config.data.std or index.statistics.std, dtype=np.float32)
+    mean, std = standardization(config, index)
     patch_size = required_multiple(config.backbone.name, **config.backbone.arguments)
     global_views, local_views = default_recipes(config.data.chip_size, patch_size, **dataclasses.asdict(config.views))
     crops = MultiCrop(mean, std, global_views=global_views, local_views=local_views)
@@ -69,7 +70,7 @@ def main(config: PretrainConfig) -> int:
         runs.write_atomically(run / "config.yaml", to_yaml(config).encode())
         index.save(run / "index.parquet")
 
-    chips = ChipDataset(index)
+    chips = open_chips(index, config.data.paths)
     order = StepBatches(
         chips=len(index),
         batch_size=config.optim.batch_size,
@@ -274,7 +275,7 @@ class State:
 class ViewsDataset(Dataset[Views]):
     """Chips as views; a key is (epoch, chip), so that every draw is a function of it and the seed."""
 
-    def __init__(self, chips: ChipDataset, crops: MultiCrop, seed: int) -> None:
+    def __init__(self, chips: Chips, crops: MultiCrop, seed: int) -> None:
         self.chips, self.crops, self.seed = chips, crops, seed
 
     def __getitem__(self, key: tuple[int, int]) -> Views:
@@ -289,35 +290,42 @@ def collate(samples: list[Views]) -> list[Tensor]:
 
 
 def chip_index(config: PretrainConfig) -> ChipIndex:
-    """The chips of the run: RUN/index.parquet when resuming, else built from the imagery, or from the sample."""
+    """The chips of the run: RUN/index.parquet when resuming, else packed, or built from the imagery or the sample."""
     data = config.data
     if config.resume:
         return ChipIndex.load(Path(config.resume) / "index.parquet")
+    if folder := packed_folder(data.paths):
+        return packed_index(folder, bands=data.bands, **data.index_settings())
     if not data.paths:
         ensure_sample(SAMPLE)
-    data.labels = data.labels or (None if data.paths else str(SAMPLE / "labels"))
-    paths = [Path(p) for p in data.paths] or [SAMPLE / "images"]
+    data.labels = data.labels or (None if data.paths else str((SAMPLE / "labels").absolute()))
     return cached_index(
         Path(data.cache).expanduser(),
-        paths,
+        [Path(p) for p in data.paths] or [SAMPLE / "images"],
         bands=data.bands or DEFAULT_BANDS,
-        chip_size=data.chip_size,
-        band_names=data.band_names,
-        level=data.level,
-        scale=data.scale,
-        offset=data.offset,
-        nodata=data.nodata,
-        min_valid=data.min_valid,
-        allow_mixed=data.allow_mixed,
-        max_unreadable=data.max_unreadable,
-        statistics_chips=data.statistics_chips,
         seed=config.seed,
+        **data.index_settings(),
     )
 
 
-def make_monitor(config: PretrainConfig, index: ChipIndex, chips: ChipDataset, crops: MultiCrop) -> Monitor:
+def standardization(config: PretrainConfig, index: ChipIndex) -> list[npt.NDArray[np.float32]]:
+    """Mean and standard deviation (C,) in reflectance: the settings', else those of the chips."""
+    both = []
+    for name, own in (("mean", index.statistics.mean), ("std", index.statistics.std)):
+        given: list[float] | None = getattr(config.data, name)
+        if given is not None and len(given) != len(index.bands):
+            raise UserError(
+                f"--data.{name} has {len(given)} values, the backbone takes {len(index.bands)} bands: give one for "
+                f"each of {' '.join(index.bands)}"
+            )
+        both.append(np.array(own if given is None else given, dtype=np.float32))
+    return both
+
+
+def make_monitor(config: PretrainConfig, index: ChipIndex, chips: Chips, crops: MultiCrop) -> Monitor:
     """A fixed random draw of chips, standardized whole, with their most frequent label where there are labels."""
-    positions = np.random.default_rng(config.seed).permutation(len(index))[:MONITORED]
+    rng = np.random.default_rng(config.seed)
+    positions = rng.choice(len(index), min(MONITORED, len(index)), replace=False)
     labels = None
     if config.data.labels:
         labels = dominant_labels(index, positions, Path(config.data.labels))

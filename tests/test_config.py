@@ -24,8 +24,8 @@ def refusal(capsys, *argv: str) -> str:
 
 
 def test_one_folder_and_several_are_written_alike():
-    assert pretrain_config(["--data", "a"]).data.paths == ["a"]
-    assert pretrain_config(["--data", "a", "b", "--seed", "3"]).data.paths == ["a", "b"]
+    assert pretrain_config(["--data", "/a"]).data.paths == ["/a"]
+    assert pretrain_config(["--data", "/a", "/b", "--seed", "3"]).data.paths == ["/a", "/b"]
     assert pretrain_config(["--data.band_names", "B02", "B03"]).data.band_names == ["B02", "B03"]
     assert pretrain_config(["--data.band_names", "[B02, B03]"]).data.band_names == ["B02", "B03"]
     assert pretrain_config(["--views.local_scale", "0.1", "0.3"]).views.local_scale == (0.1, 0.3)

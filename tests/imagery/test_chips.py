@@ -280,8 +280,8 @@ def test_cache_is_used_until_files_settings_or_format_change(
     (data / "MTD_MSIL2A.xml").write_text("<P><BOA_ADD_OFFSET>-1000</BOA_ADD_OFFSET></P>")  # metadata came
     assert set(cached().table["offset"].to_pylist()) == {-1000.0}
     assert built() == 1
-    monkeypatch.setattr(chips_module, "FORMAT_VERSION", 2)
-    assert any("format 1" in note for note in cached().notes)
+    monkeypatch.setattr(chips_module, "FORMAT_VERSION", 3)
+    assert any("format 2" in note for note in cached().notes)
     assert built() == 1
     for file in cache.iterdir():
         file.write_bytes(file.read_bytes()[:100])  # damaged
