@@ -366,6 +366,8 @@ def _mapped(path: str | os.PathLike[str]) -> pa.Table:
             with pa.memory_map(file) as mapped:
                 columns[name] = pa.ipc.open_file(mapped).read_all()[name]
             Path(file).unlink()
+            del table
+            pa.default_memory_pool().release_unused()
     return pa.table(columns)
 
 
