@@ -34,6 +34,7 @@ from ssl_geo.training import distributed, runs, schedules
 from ssl_geo.training.distributed import Ranks
 from ssl_geo.training.health import Monitor
 from ssl_geo.training.optimizers import adamw, clip_gradients, set_step_values
+from ssl_geo.training.pace import data_pace
 from ssl_geo.training.precision import choose_dtype
 from ssl_geo.training.progress import Progress
 from ssl_geo.training.sampling import StepBatches
@@ -43,6 +44,7 @@ from ssl_geo.views.photometry import standardize_chip
 SAMPLE = Path("data/sample")
 Chips: TypeAlias = ChipDataset | PackedChips
 Views: TypeAlias = list[npt.NDArray[np.float32]]  # of one chip, each (C, h, w)
+MEASURED = 9  # chips that are read before the start, to foresee the pace
 MONITORED = 512  # chips whose embeddings are watched
 
 
@@ -80,15 +82,21 @@ def main(config: PretrainConfig) -> int:
         rank=ranks.rank,
         world=ranks.world,
     )
+    views = ViewsDataset(chips, crops, config.seed)
+    workers = default_workers(ranks.world) if config.data.workers is None else config.data.workers
     loader = DataLoader(
-        ViewsDataset(chips, crops, config.seed),
+        views,
         batch_sampler=order,
-        num_workers=default_workers(ranks.world) if config.data.workers is None else config.data.workers,
+        num_workers=workers,
         collate_fn=collate,
         pin_memory=ranks.device.type == "cuda",
     )
     monitor = make_monitor(config, index, chips, crops) if ranks.main else None
     say(f"{run}: {config.backbone.name} on {ranks.device} in {str(state.dtype).removeprefix('torch.')}")
+    if ranks.main and state.step < state.steps:
+        few = next(iter(order))[:MEASURED]
+        packed = isinstance(chips, PackedChips)
+        say(data_pace(lambda key: chips[key[1]], views.__getitem__, few, workers=workers, packed=packed))
     with runs.Interruption() as interruption:
         train(config, ranks, state, loader, monitor, run, interruption)
     distributed.shutdown()

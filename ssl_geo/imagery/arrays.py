@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import io
 import os
+import weakref
 import zlib
 from dataclasses import dataclass
 from functools import lru_cache
@@ -80,12 +81,9 @@ class OpenArray:
             if header != (self._shape, False, self._dtype):
                 raise ValueError(f"its header says {header}, expected {self._shape}, {self._dtype}")
             self._descriptor = os.open(path, os.O_RDONLY)
+            weakref.finalize(self, os.close, self._descriptor)
         except (OSError, ValueError) as error:
             raise UnreadableError(f"{path} is damaged ({error}): the pack command that made it mends it") from error
-
-    def __del__(self) -> None:
-        if hasattr(self, "_descriptor"):
-            os.close(self._descriptor)
 
     def read(self, row: int, span: slice) -> npt.NDArray[Any]:
         """Items `span` of a row of the array."""
