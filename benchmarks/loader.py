@@ -19,8 +19,8 @@ import cv2
 import numpy as np
 import rasterio
 import torch
-from archive import BANDS, SIDE, write_stacks
 from paired import finish
+from read import BANDS, SIDE, write_stacks
 from torch.utils.data import DataLoader, Dataset
 from views import plain
 

@@ -5,7 +5,8 @@
 The archives are sparse: an index of 10,000, 100,000 and 1,000,000 chips of 64 pixels and ten bands, a hundred a scene,
 over files that all lead to one GeoTIFF, or over shards that take no room on the disk. Each case is a process of its own
 that loads the index and draws batches of views through a loader with one worker; the peer keeps one tuple a chip and
-shuffles with torch. The memory is what Linux calls VmHWM, of the process and of its worker. Prints one JSON object.
+shuffles with torch. The memory is what Linux calls VmHWM, of the process and of its worker; the headline is that at 1×
+over that at 100×, of the four cases the worst: 0.91 is a growth of 10 %. Prints one JSON object.
 """
 
 import argparse
@@ -52,14 +53,14 @@ def main() -> None:
     growth = {
         kind: {who: round(runs[-1][who] / runs[0][who] - 1, 3) for who in runs[0]} for kind, runs in peaks.items()
     }
+    worst = max(1 + part for kind in ("geotiff", "packed") for part in growth[kind].values())
     finish(
         "memory",
-        peaks["peer"][-1]["process"] / peaks["geotiff"][-1]["process"],
-        None,
+        1 / worst,
+        0.91,
+        growth_from_1_to_100=growth,
         chips=[settings.chips * times for times in (1, 10, 100)],
         peak_mb=peaks,
-        growth_from_1_to_100=growth,
-        growth_allowed=0.1,
     )
 
 
@@ -76,24 +77,21 @@ def make_archive(folder: Path, chips: int) -> None:
     scene = (number // PER_SCENE).astype(np.int32)
 
     def shared(value: object, kind: pa.DataType) -> pa.Array:
-        return pa.array([value], kind).take(pa.array(np.zeros(chips, np.int32)))
-
-    def text(value: str) -> pa.Array:
-        return pa.DictionaryArray.from_arrays(np.zeros(chips, np.int32), [value])
+        return pa.array([value], kind).dictionary_encode().take(pa.array(np.zeros(chips, np.int32)))
 
     columns = {
         "scene": pa.DictionaryArray.from_arrays(scene, [str(path) for path in paths]),
         "row": (number % PER_SCENE // 10 * SIDE).astype(np.int32),
         "col": (number % 10 * SIDE).astype(np.int32),
-        "crs": text("EPSG:32633"),
+        "crs": shared("EPSG:32633", pa.string()),
         **{side: rng.random(chips) for side in ("left", "bottom", "right", "top")},
         "valid_fraction": np.ones(chips, np.float32),
-        "dtype": text("uint16"),
-        "level": text("L2A"),
+        "dtype": shared("uint16", pa.string()),
+        "level": shared("L2A", pa.string()),
         "offset": shared(-1000.0, pa.float64()),
         "scale": shared(1e-4, pa.float64()),
         "nodata": shared(None, pa.float64()),
-        "date": text("2023-01-01"),
+        "date": shared("2023-01-01", pa.string()),
         "shard": (number // PER_SHARD).astype(np.int32),
         "position": (number % PER_SHARD).astype(np.int32),
         "valid_row": np.full(chips, -1, np.int32),

@@ -1,6 +1,6 @@
 """How long one waits: for --help, for the package, and for pretraining's first step on the embedded sample.
 
-    python benchmarks/startup.py [--rounds 3]
+    python benchmarks/startup.py [--rounds 2]
 
 Each is a fresh process, in turn with one that does nothing but import torch, which no training goes without. The
 headline is what the import of torch alone takes against --help. Prints one JSON object.
@@ -22,7 +22,7 @@ from ssl_geo.pretrain import SAMPLE
 def main() -> None:
     """Start every command and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     rounds = parser.parse_args().rounds
     ensure_sample(SAMPLE)  # once for all; the index is cached by the round that does not count
     with tempfile.TemporaryDirectory() as scratch:

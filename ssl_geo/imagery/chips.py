@@ -31,6 +31,7 @@ from ssl_geo.imagery.survey import LeftOut, SceneRecord, describe_scenes, refuse
 
 FORMAT_VERSION = 2
 _METADATA_KEY = b"ssl_geo.chips"
+_OF_SCENES = ("scene", "crs", "dtype", "level", "offset", "scale", "nodata", "date")  # columns that chips share
 _MAX_WORKERS = 8  # threads that read; more wait for each other at Python's lock
 
 
@@ -359,16 +360,25 @@ def _mapped(path: str | os.PathLike[str]) -> pa.Table:
     columns = {}
     with tempfile.TemporaryDirectory() as scratch:
         for name in pq.read_schema(path).names:
-            table = pq.read_table(path, columns=[name]).replace_schema_metadata(None)
+            column = pq.read_table(path, columns=[name])[name].unify_dictionaries().combine_chunks()
+            table = pa.table({name: _stored_once(column) if name in _OF_SCENES else column})
             file = str(Path(scratch) / "column")
             with pa.ipc.new_file(file, table.schema) as writer:
-                writer.write_table(table.unify_dictionaries().combine_chunks())
+                writer.write_table(table)
             with pa.memory_map(file) as mapped:
                 columns[name] = pa.ipc.open_file(mapped).read_all()[name]
             Path(file).unlink()
-            del table
+            del column, table
             pa.default_memory_pool().release_unused()
     return pa.table(columns)
+
+
+def _stored_once(column: pa.Array) -> pa.DictionaryArray:
+    """The values stored once, and referred to by numbers as small as will do."""
+    encoded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
+    count = len(encoded.dictionary)
+    numbers = pa.int8() if count < 2**7 else pa.int16() if count < 2**15 else pa.int32()
+    return pa.DictionaryArray.from_arrays(encoded.indices.cast(numbers), encoded.dictionary)
 
 
 def _shared(column: pa.ChunkedArray) -> float | None:
@@ -393,30 +403,26 @@ def _table(scenes: Sequence[SceneRecord], chips: Chips, chip_size: int) -> pa.Ta
     """The index's columns; what all chips of a scene share is stored once and referred to."""
     left, bottom, right, top = _bounds(scenes, chips, chip_size)
 
-    def by_scene(values: Sequence[object], kind: pa.DataType) -> pa.Array:
-        return pa.array(values, kind).take(pa.array(chips.scene))
-
-    def text(values: Sequence[str | None]) -> pa.Array:
-        encoded = pa.array(values, pa.string()).dictionary_encode()
-        return encoded.take(pa.array(chips.scene))
+    def by_scene(values: Sequence[object], kind: pa.DataType) -> pa.DictionaryArray:
+        return _stored_once(pa.array(values, kind)).take(pa.array(chips.scene))
 
     return pa.table(
         {
-            "scene": text([scene.path for scene in scenes]),
+            "scene": by_scene([scene.path for scene in scenes], pa.string()),
             "row": chips.row,
             "col": chips.col,
-            "crs": text([scene.crs for scene in scenes]),
+            "crs": by_scene([scene.crs for scene in scenes], pa.string()),
             "left": left,
             "bottom": bottom,
             "right": right,
             "top": top,
             "valid_fraction": chips.valid_fraction,
-            "dtype": text([scene.dtype for scene in scenes]),
-            "level": text([scene.level for scene in scenes]),
+            "dtype": by_scene([scene.dtype for scene in scenes], pa.string()),
+            "level": by_scene([scene.level for scene in scenes], pa.string()),
             "offset": by_scene([scene.offset for scene in scenes], pa.float64()),
             "scale": by_scene([scene.scale for scene in scenes], pa.float64()),
             "nodata": by_scene([scene.nodata for scene in scenes], pa.float64()),
-            "date": text([scene.date for scene in scenes]),
+            "date": by_scene([scene.date for scene in scenes], pa.string()),
         }
     )
 

@@ -45,6 +45,14 @@ def test_a_shuffle_is_a_permutation(n, seed):
     assert sorted(Shuffle(n, (seed, 0))(np.arange(n)).tolist()) == list(range(n))
 
 
+def test_the_size_of_the_archive_costs_nothing():
+    n = 10**15
+    chips = Shuffle(n, (0, 0))(np.arange(n - 1000, n))
+    assert len(set(chips.tolist())) == 1000
+    assert chips.min() >= 0
+    assert n / 2 < chips.max() < n
+
+
 def test_every_order_of_four_comes_equally_often():
     orders = [tuple(Shuffle(4, (0, epoch))(np.arange(4)).tolist()) for epoch in range(4800)]
     _, counts = np.unique(orders, axis=0, return_counts=True)
