@@ -21,13 +21,12 @@ from ssl_geo.errors import UserError, one_line_errors
 
 
 @dataclass
-class DataConfig:
+class ArchiveConfig:
     """Which imagery, and how its numbers become reflectance."""
 
     paths: list[str] = field(default_factory=list)
-    """folders or files of GeoTIFF or JPEG 2000 scenes (short form: --data DIR ...); none: the embedded sample"""
-    labels: str | None = None
-    """folder of label GeoTIFFs named like the scenes, only to watch a kNN score while training"""
+    """folders or files of GeoTIFF or JPEG 2000 scenes, or one folder of packed chips (short form: --data DIR ...);
+    none: the embedded sample"""
     bands: list[str] | None = None
     """bands the backbone takes, in order; default: the ten of 10 and 20 m, B02 B03 B04 B05 B06 B07 B08 B8A B11 B12"""
     band_names: list[str] | None = None
@@ -50,12 +49,25 @@ class DataConfig:
     """largest share of unreadable scenes to go on with"""
     statistics_chips: int = 20_000
     """chips, drawn by seed, that the statistics are computed from"""
+    cache: str = "~/.cache/ssl_geo"
+    """folder where indexes are kept between runs"""
+
+    def index_settings(self) -> dict[str, Any]:
+        """What decides, beside the files, which chips there are: arguments of `build_index` but the bands."""
+        names = "chip_size band_names level scale offset nodata min_valid allow_mixed max_unreadable statistics_chips"
+        return {name: getattr(self, name) for name in names.split()}
+
+
+@dataclass
+class DataConfig(ArchiveConfig):
+    """Which imagery, how its numbers become reflectance, and how it is fed."""
+
+    labels: str | None = None
+    """folder of label GeoTIFFs named like the scenes, only to watch a kNN score while training"""
     mean: list[float] | None = None
     """mean reflectance of each band for standardizing; default: that of the indexed chips"""
     std: list[float] | None = None
     """standard deviation of each band's reflectance; default: that of the indexed chips"""
-    cache: str = "~/.cache/ssl_geo"
-    """folder where indexes are kept between runs"""
     workers: int | None = None
     """loader processes of each rank; default: one less than the cores it has, at most 8"""
 
@@ -396,6 +408,23 @@ class ProbeConfig:
     """where to compute; auto: cuda where there is one"""
 
 
+@dataclass
+class PackConfig:
+    """Write the chips of an archive once into a folder that training reads without decoding: give it to --data."""
+
+    data: ArchiveConfig = field(default_factory=ArchiveConfig)
+    out: str | None = None
+    """folder of packed chips to make; one that was left unfinished is gone on with"""
+    verify: str | None = None
+    """packed folder whose checksums are to be verified; nothing is written"""
+    shard_mb: int = 256
+    """largest size of a shard file in MB"""
+    workers: int | None = None
+    """threads that read; default: the number of cores, at most 8"""
+    seed: int = 0
+    """of the chips that the statistics are computed from, as in pretraining"""
+
+
 PROGRAM = "ssl_geo.pretrain"
 
 
@@ -405,6 +434,7 @@ def pretrain_config(argv: list[str] | None = None) -> PretrainConfig:
     short = {"--data": "--data.paths"}
     usage = f"python -m {PROGRAM} [--config RECIPE.yaml] [--data DIR ...] [--out RUN] [--SETTING VALUE ...]"
     config = parse(PretrainConfig, PROGRAM, argv, short, usage)
+    _make_paths_absolute(config)
     if config.resume is None:
         return config
     recipe = Path(config.resume) / "config.yaml"
@@ -412,10 +442,30 @@ def pretrain_config(argv: list[str] | None = None) -> PretrainConfig:
         if not recipe.is_file():
             raise UserError(f"--resume {config.resume} is not a run folder: it has no config.yaml")
         resumed = parse(PretrainConfig, PROGRAM, ["--config", str(recipe), *argv], short, usage)
+        _make_paths_absolute(resumed)
         changed = changed_settings(yaml.safe_load(recipe.read_text()), to_dict(resumed))
         if changed:
             raise UserError(f"--resume {config.resume} with other settings: {'; '.join(changed)}; leave them out")
     return resumed
+
+
+def _make_paths_absolute(config: PretrainConfig) -> None:
+    """What RUN/config.yaml names is found again from wherever the run is resumed."""
+    config.data.paths = [str(Path(path).absolute()) for path in config.data.paths]
+    if config.data.labels is not None:
+        config.data.labels = str(Path(config.data.labels).absolute())
+    if config.backbone.weights is not None:
+        config.backbone.weights = str(Path(config.backbone.weights).absolute())
+
+
+PACK_PROGRAM = "ssl_geo.pack"
+
+
+def pack_config(argv: list[str] | None = None) -> PackConfig:
+    """Settings of `python -m ssl_geo.pack`."""
+    usage = f"python -m {PACK_PROGRAM} --data DIR [DIR ...] --out FOLDER [--SETTING VALUE ...] | --verify FOLDER"
+    argv = sys.argv[1:] if argv is None else argv
+    return parse(PackConfig, PACK_PROGRAM, argv, {"--data": "--data.paths"}, usage)
 
 
 PROBE_PROGRAM = "ssl_geo.probe"

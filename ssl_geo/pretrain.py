@@ -26,6 +26,7 @@ from ssl_geo.backbones import create_backbone, describe_backbone, drop_unused_to
 from ssl_geo.files import written_whole
 from ssl_geo.imagery.chips import ChipIndex, cached_index
 from ssl_geo.imagery.datasets import ChipDataset, dominant_labels
+from ssl_geo.imagery.packed import PackedChips, open_chips, packed_folder, packed_index
 from ssl_geo.imagery.sample import ensure_sample
 from ssl_geo.imagery.sensors import DEFAULT_BANDS
 from ssl_geo.methods.dino import DINO
@@ -34,6 +35,7 @@ from ssl_geo.training.distributed import Ranks
 from ssl_geo.training.health import Monitor
 from ssl_geo.training.memory import keep_freed_memory, on_device
 from ssl_geo.training.optimizers import adamw, set_step_values
+from ssl_geo.training.pace import data_pace
 from ssl_geo.training.precision import choose_dtype
 from ssl_geo.training.progress import Progress
 from ssl_geo.training.sampling import StepBatches
@@ -43,7 +45,9 @@ from ssl_geo.views.multicrop import MultiCrop, default_recipes
 from ssl_geo.views.photometry import standardize_chip
 
 SAMPLE = Path("data/sample")
+Chips: TypeAlias = ChipDataset | PackedChips
 Keys: TypeAlias = Sequence[tuple[int, int]]  # (epoch, chip) of a batch: every draw is a function of them and the seed
+MEASURED = 9  # chips that are read before the start, to foresee the pace
 MONITORED = 512  # chips whose embeddings are watched
 
 
@@ -56,8 +60,7 @@ def main(config: PretrainConfig) -> int:
         index = chip_index(config)
     for line in [*index.report(), *resolve(config, len(index), ranks.world)]:
         say(line)
-    mean = np.array(config.data.mean or index.statistics.mean, dtype=np.float32)
-    std = np.array(config.data.std or index.statistics.std, dtype=np.float32)
+    mean, std = standardization(config, index)
     patch_size = required_multiple(config.backbone.name, **config.backbone.arguments)
     recipes = dataclasses.asdict(config.views)
     if recipes.pop("backend") == "auto":
@@ -79,7 +82,7 @@ def main(config: PretrainConfig) -> int:
         with written_whole(run / "config.yaml") as partial:  # last: where it is, there is a run
             partial.write_text(to_yaml(config))
 
-    chips = ChipDataset(index)
+    chips = open_chips(index, config.data.paths)
     order = StepBatches(
         chips=len(index),
         batch_size=config.optim.batch_size,
@@ -90,11 +93,13 @@ def main(config: PretrainConfig) -> int:
         world=ranks.world,
     )
     batched = config.views.backend == "torch"
+    dataset = (ChipBatches if batched else ViewBatches)(chips, crops, config.seed)
+    workers = default_workers(ranks.world) if config.data.workers is None else config.data.workers
     loader = DataLoader(
-        (ChipBatches if batched else ViewBatches)(chips, crops, config.seed),
+        dataset,
         sampler=order,
         batch_size=None,  # a key of the data set is a batch
-        num_workers=default_workers(ranks.world) if config.data.workers is None else config.data.workers,
+        num_workers=workers,
         pin_memory=ranks.device.type == "cuda",
     )
     batches = map(BatchedMultiCrop(crops, ranks.device), loader) if batched else loader
@@ -103,6 +108,9 @@ def main(config: PretrainConfig) -> int:
         keep_freed_memory()
     dtype = str(state.dtype).removeprefix("torch.")
     say(f"{run}: {config.backbone.name} on {ranks.device} in {dtype}, views by {config.views.backend}")
+    if ranks.main and state.step < state.steps:
+        few, packed = next(iter(order))[:MEASURED], isinstance(chips, PackedChips)
+        say(data_pace(lambda key: chips[key[1]], lambda key: dataset[[key]], few, workers=workers, packed=packed))
     with runs.Interruption() as interruption:
         train(config, ranks, state, batches, monitor, run, interruption)
     distributed.shutdown()
@@ -287,7 +295,7 @@ class State:
 class ViewBatches(Dataset[list[Tensor]]):
     """Batches of views, each written once: where the training step takes it, in a tensor (B, C, h, w) a view."""
 
-    def __init__(self, chips: ChipDataset, crops: MultiCrop, seed: int) -> None:
+    def __init__(self, chips: Chips, crops: MultiCrop, seed: int) -> None:
         self.chips, self.crops, self.seed = chips, crops, seed
 
     def __getitem__(self, keys: Keys) -> list[Tensor]:
@@ -304,7 +312,7 @@ class ViewBatches(Dataset[list[Tensor]]):
 class ChipBatches(Dataset[ChipBatch]):
     """Batches of chips as stored, with the draws of their views, which the device makes of them."""
 
-    def __init__(self, chips: ChipDataset, crops: MultiCrop, seed: int) -> None:
+    def __init__(self, chips: Chips, crops: MultiCrop, seed: int) -> None:
         self.chips, self.crops, self.seed = chips, crops, seed
 
     def __getitem__(self, keys: Keys) -> ChipBatch:
@@ -325,35 +333,42 @@ class ChipBatches(Dataset[ChipBatch]):
 
 
 def chip_index(config: PretrainConfig) -> ChipIndex:
-    """The chips of the run: RUN/index.parquet when resuming, else built from the imagery, or from the sample."""
+    """The chips of the run: RUN/index.parquet when resuming, else packed, or built from the imagery or the sample."""
     data = config.data
     if config.resume:
         return ChipIndex.load(Path(config.resume) / "index.parquet")
+    if folder := packed_folder(data.paths):
+        return packed_index(folder, bands=data.bands, **data.index_settings())
     if not data.paths:
         ensure_sample(SAMPLE)
-    data.labels = data.labels or (None if data.paths else str(SAMPLE / "labels"))
-    paths = [Path(p) for p in data.paths] or [SAMPLE / "images"]
+    data.labels = data.labels or (None if data.paths else str((SAMPLE / "labels").absolute()))
     return cached_index(
         Path(data.cache).expanduser(),
-        paths,
+        [Path(p) for p in data.paths] or [SAMPLE / "images"],
         bands=data.bands or DEFAULT_BANDS,
-        chip_size=data.chip_size,
-        band_names=data.band_names,
-        level=data.level,
-        scale=data.scale,
-        offset=data.offset,
-        nodata=data.nodata,
-        min_valid=data.min_valid,
-        allow_mixed=data.allow_mixed,
-        max_unreadable=data.max_unreadable,
-        statistics_chips=data.statistics_chips,
         seed=config.seed,
+        **data.index_settings(),
     )
 
 
-def make_monitor(config: PretrainConfig, index: ChipIndex, chips: ChipDataset, crops: MultiCrop) -> Monitor:
+def standardization(config: PretrainConfig, index: ChipIndex) -> list[npt.NDArray[np.float32]]:
+    """Mean and standard deviation (C,) in reflectance: the settings', else those of the chips."""
+    both = []
+    for name, own in (("mean", index.statistics.mean), ("std", index.statistics.std)):
+        given: list[float] | None = getattr(config.data, name)
+        if given is not None and len(given) != len(index.bands):
+            raise UserError(
+                f"--data.{name} has {len(given)} values, the backbone takes {len(index.bands)} bands: give one for "
+                f"each of {' '.join(index.bands)}"
+            )
+        both.append(np.array(own if given is None else given, dtype=np.float32))
+    return both
+
+
+def make_monitor(config: PretrainConfig, index: ChipIndex, chips: Chips, crops: MultiCrop) -> Monitor:
     """A fixed random draw of chips, standardized whole, with their most frequent label where there are labels."""
-    positions = np.random.default_rng(config.seed).permutation(len(index))[:MONITORED]
+    rng = np.random.default_rng(config.seed)
+    positions = rng.choice(len(index), min(MONITORED, len(index)), replace=False)
     labels = None
     if config.data.labels:
         labels = dominant_labels(index, positions, Path(config.data.labels))

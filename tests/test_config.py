@@ -24,11 +24,21 @@ def refusal(capsys, *argv: str) -> str:
 
 
 def test_one_folder_and_several_are_written_alike():
-    assert pretrain_config(["--data", "a"]).data.paths == ["a"]
-    assert pretrain_config(["--data", "a", "b", "--seed", "3"]).data.paths == ["a", "b"]
+    assert pretrain_config(["--data", "/a"]).data.paths == ["/a"]
+    assert pretrain_config(["--data", "/a", "/b", "--seed", "3"]).data.paths == ["/a", "/b"]
     assert pretrain_config(["--data.band_names", "B02", "B03"]).data.band_names == ["B02", "B03"]
     assert pretrain_config(["--data.band_names", "[B02, B03]"]).data.band_names == ["B02", "B03"]
     assert pretrain_config(["--views.local_scale", "0.1", "0.3"]).views.local_scale == (0.1, 0.3)
+
+
+def test_paths_are_kept_whole_for_whoever_resumes_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = pretrain_config(["--data", "a", "/b", "--data.labels", "l", "--backbone.weights", "w.pth"])
+    assert config.data.paths == [str(tmp_path / "a"), "/b"]
+    assert (config.data.labels, config.backbone.weights) == (str(tmp_path / "l"), str(tmp_path / "w.pth"))
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    monkeypatch.chdir("/")
+    assert pretrain_config(["--resume", str(tmp_path)]).data == config.data
 
 
 def test_a_recipe_and_options_over_it(tmp_path):

@@ -10,12 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
 import torch
 
 from ssl_geo import load_backbone
-from ssl_geo.config import pretrain_config
+from ssl_geo.config import pack_config, pretrain_config
 from ssl_geo.errors import UserError
 from ssl_geo.imagery.rasters import write_geotiff
+from ssl_geo.pack import main as pack
 from ssl_geo.pretrain import main
 from ssl_geo.training import runs
 
@@ -167,6 +169,46 @@ def test_resuming_with_other_settings_is_refused_by_name(tmp_path, arguments, ca
     assert "optim.clip 3.0 -> 1.0" in capsys.readouterr().err
 
 
+def test_packed_chips_give_the_losses_of_the_scenes_bit_for_bit(tmp_path, arguments, capsys):
+    settings = [a for a in arguments if a not in TINY]
+    packed = str(tmp_path / "packed")
+    assert pack(pack_config([*settings, "--data.chip_size", "32", "--out", packed])) == 0
+    scenes = pretrain(tmp_path / "scenes", arguments, *VIT, "--steps", "4")
+    from_packed = [*TINY, *VIT, "--data", packed]
+    whole = pretrain(tmp_path / "whole", from_packed, "--steps", "4", "--data.workers", "1")
+    assert losses(whole) == losses(scenes)
+    assert "limited by" in capsys.readouterr().out
+    part = tmp_path / "part"
+    pretrain(part, from_packed, "--steps", "4", "--log.checkpoint_every", "2", "--log.keep", "9")
+    runs.checkpoints(part)[-1].unlink()
+    assert main(pretrain_config(["--resume", str(part)])) == 0
+    assert losses(read_log(part)) == losses(scenes)
+    two = pretrain(tmp_path / "two", from_packed, "--data.bands", "B08", "B02", "--steps", "1")
+    assert np.isfinite(losses(two)).all()
+    with pytest.raises(UserError, match=r"packed with --data.bands .*, not B12: .*ssl_geo.pack"):
+        pretrain(tmp_path / "none", from_packed, "--data.bands", "B12", "--steps", "1")
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_run_is_resumed_from_another_working_directory(tmp_path, imagery, monkeypatch):
+    labels = tmp_path / "labels"
+    labels.mkdir()
+    for scene in imagery.iterdir():
+        with rasterio.open(scene) as dataset:
+            grid = {"crs": dataset.crs.to_string(), "transform": dataset.transform}
+        classes = np.arange(9000, dtype=np.uint8).reshape(1, 100, 90) % 3
+        write_geotiff(labels / scene.name, classes, **grid)
+    monkeypatch.chdir(imagery.parent)
+    settings = ["--data", imagery.name, "--data.labels", os.path.relpath(labels), "--data.bands", "B02", "B08"]
+    settings += [*TINY, "--data.cache", str(tmp_path / "cache"), "--log.checkpoint_every", "1", "--log.keep", "9"]
+    run = tmp_path / "run"
+    pretrain(run, settings, "--steps", "2")
+    runs.checkpoints(run)[-1].unlink()
+    monkeypatch.chdir(tmp_path)
+    assert main(pretrain_config(["--resume", "run"])) == 0
+    assert [line["step"] for line in read_log(run)] == [1, 2]
+
+
 def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "ssl_geo.pretrain", *arguments]
 
@@ -230,6 +272,8 @@ def test_a_step_that_is_not_finite_is_skipped_counted_and_given_up(tmp_path, arg
         (["--views.global_size", "30", *VIT], "--views.global_size"),
         (["--backbone.name", "resnet1888"], "resnet18"),
         (["--optim.batch_size", "5", "--optim.accumulate", "2"], "--optim.batch_size"),
+        (["--data.mean", "0.1", "0.2"], "--data.mean has 2 values, the backbone takes 5 bands"),
+        (["--data.std", "0.1"], "--data.std has 1 values, the backbone takes 5 bands"),
     ],
     ids=lambda v: v[0] if isinstance(v, list) else "",
 )

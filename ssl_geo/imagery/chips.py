@@ -1,6 +1,7 @@
 """The chip index: which windows of which scenes are fit for use, and the statistics of their bands.
 
-One row a chip, in columns (Arrow in memory, Parquet on disk), so that millions of chips take tens of megabytes.
+One row a chip, in columns: Parquet on disk; read again, Arrow in mapped scratch files, so that of millions of chips
+only the columns in use take memory.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tempfile
 import threading
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -27,8 +29,9 @@ from ssl_geo.imagery.sensors import KNOWN_BANDS, canonical_band
 from ssl_geo.imagery.statistics import BandStatistics
 from ssl_geo.imagery.survey import LeftOut, SceneRecord, describe_scenes, refuse_mixed
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _METADATA_KEY = b"ssl_geo.chips"
+_OF_SCENES = ("scene", "crs", "dtype", "level", "offset", "scale", "nodata", "date")  # columns that chips share
 _MAX_WORKERS = 8  # threads that read; more wait for each other at Python's lock
 
 
@@ -61,7 +64,8 @@ class ChipIndex:
 
     Attributes:
         table: One row a chip: ``scene`` (path), ``row``, ``col``, ``crs``, ``left``, ``bottom``, ``right``, ``top``
-            (in units of the CRS), ``valid_fraction``, ``level``, ``offset``, ``scale``, ``nodata``, ``date``.
+            (in units of the CRS), ``valid_fraction``, ``dtype``, ``level``, ``offset``, ``scale``, ``nodata``,
+            ``date``. Each column is one chunk.
         settings: What it was built with, bands and chip size among it.
         statistics: Per band in reflectance, over valid pixels, in the order of the bands.
         scene_count: Scenes found, those left out among them.
@@ -103,12 +107,18 @@ class ChipIndex:
 
     def scene_numbers(self, positions: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int64]:
         """For chips by number, the numbers (N,) of their scenes: equal where they are of one scene."""
-        codes = self.table["scene"].combine_chunks().indices.to_numpy()
+        codes = self.table["scene"].chunk(0).indices.to_numpy()
         return np.asarray(codes[positions], np.int64)
+
+    def with_bands(self, bands: Sequence[str]) -> ChipIndex:
+        """The same chips with some of the bands, by canonical name in the order wanted."""
+        channels = [self.bands.index(band) for band in bands]
+        part = BandStatistics(self.statistics.count, self.statistics.mean[channels], self.statistics.m2[channels])
+        return replace(self, settings=replace(self.settings, bands=tuple(bands)), statistics=part)
 
     def report(self) -> list[str]:
         """What to print of the index: its size, what was left out, what was assumed."""
-        scenes = len(self.table["scene"].unique())
+        scenes = len(np.unique(self.table["scene"].chunk(0).indices.to_numpy()))
         size = (
             f"{len(self)} chips of {self.chip_size}×{self.chip_size} pixels from {scenes} of {self.scene_count} scenes"
         )
@@ -148,8 +158,7 @@ class ChipIndex:
         """
         mend = "delete it, and it is built anew from the imagery"
         try:
-            table = pq.read_table(path)
-            metadata = json.loads((table.schema.metadata or {})[_METADATA_KEY])
+            metadata = json.loads((pq.read_schema(path).metadata or {})[_METADATA_KEY])
             if metadata["format_version"] != FORMAT_VERSION:
                 raise UserError(
                     f"{path} is a chip index of format {metadata['format_version']}, this version reads "
@@ -160,7 +169,7 @@ class ChipIndex:
                 settings[name] = None if settings[name] is None else tuple(settings[name])
             statistics = metadata["statistics"]
             return cls(
-                table=table.replace_schema_metadata(None).unify_dictionaries().combine_chunks(),
+                table=_mapped(path),
                 settings=IndexSettings(**settings),
                 statistics=BandStatistics(
                     statistics["count"], np.array(statistics["mean"]), np.array(statistics["m2"])
@@ -342,6 +351,36 @@ def _build(found: Sequence[FoundScene], settings: IndexSettings, *, workers: int
     )
 
 
+def _mapped(path: str | os.PathLike[str]) -> pa.Table:
+    """The columns of a Parquet file, each a chunk that lies in a mapped file without a name.
+
+    Decoded column by column, so that the peak is one of them; what is never read never takes memory, and processes
+    share what is.
+    """
+    columns = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        for name in pq.read_schema(path).names:
+            column = pq.read_table(path, columns=[name])[name].unify_dictionaries().combine_chunks()
+            table = pa.table({name: _stored_once(column) if name in _OF_SCENES else column})
+            file = str(Path(scratch) / "column")
+            with pa.ipc.new_file(file, table.schema) as writer:
+                writer.write_table(table)
+            with pa.memory_map(file) as mapped:
+                columns[name] = pa.ipc.open_file(mapped).read_all()[name]
+            Path(file).unlink()
+            del column, table
+            pa.default_memory_pool().release_unused()
+    return pa.table(columns)
+
+
+def _stored_once(column: pa.Array) -> pa.DictionaryArray:
+    """The values stored once, and referred to by numbers as small as will do."""
+    encoded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
+    count = len(encoded.dictionary)
+    numbers = pa.int8() if count < 2**7 else pa.int16() if count < 2**15 else pa.int32()
+    return pa.DictionaryArray.from_arrays(encoded.indices.cast(numbers), encoded.dictionary)
+
+
 def _shared(column: pa.ChunkedArray) -> float | None:
     values = column.unique().to_pylist()
     return float(values[0]) if len(values) == 1 else None
@@ -364,29 +403,26 @@ def _table(scenes: Sequence[SceneRecord], chips: Chips, chip_size: int) -> pa.Ta
     """The index's columns; what all chips of a scene share is stored once and referred to."""
     left, bottom, right, top = _bounds(scenes, chips, chip_size)
 
-    def by_scene(values: Sequence[object], kind: pa.DataType) -> pa.Array:
-        return pa.array(values, kind).take(pa.array(chips.scene))
-
-    def text(values: Sequence[str | None]) -> pa.Array:
-        encoded = pa.array(values, pa.string()).dictionary_encode()
-        return encoded.take(pa.array(chips.scene))
+    def by_scene(values: Sequence[object], kind: pa.DataType) -> pa.DictionaryArray:
+        return _stored_once(pa.array(values, kind)).take(pa.array(chips.scene))
 
     return pa.table(
         {
-            "scene": text([scene.path for scene in scenes]),
+            "scene": by_scene([scene.path for scene in scenes], pa.string()),
             "row": chips.row,
             "col": chips.col,
-            "crs": text([scene.crs for scene in scenes]),
+            "crs": by_scene([scene.crs for scene in scenes], pa.string()),
             "left": left,
             "bottom": bottom,
             "right": right,
             "top": top,
             "valid_fraction": chips.valid_fraction,
-            "level": text([scene.level for scene in scenes]),
+            "dtype": by_scene([scene.dtype for scene in scenes], pa.string()),
+            "level": by_scene([scene.level for scene in scenes], pa.string()),
             "offset": by_scene([scene.offset for scene in scenes], pa.float64()),
             "scale": by_scene([scene.scale for scene in scenes], pa.float64()),
             "nodata": by_scene([scene.nodata for scene in scenes], pa.float64()),
-            "date": text([scene.date for scene in scenes]),
+            "date": by_scene([scene.date for scene in scenes], pa.string()),
         }
     )
 

@@ -12,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ssl_geo.errors import UserError
-from ssl_geo.imagery.archives import BAND, GEOTIFF_SUFFIXES, RASTER_SUFFIXES
+from ssl_geo.imagery.archives import GEOTIFF_SUFFIXES
 from ssl_geo.imagery.chips import ChipIndex, IndexSettings
+from ssl_geo.imagery.pairing import grid_difference, scene_name
 from ssl_geo.imagery.rasters import open_scene, read_labels, read_window
 from ssl_geo.imagery.scenes import Scene
 
@@ -57,11 +58,11 @@ class ChipDataset:
         self.chip_size = index.chip_size
         self._settings = index.settings
         self._fingerprint = index.fingerprint
-        scenes = index.table["scene"].combine_chunks()
-        self._paths: list[str] = scenes.dictionary.to_pylist()
+        scenes = index.table["scene"].chunk(0)
+        self._paths = scenes.dictionary  # not as a list: an archive may have millions
         self._scene = scenes.indices.to_numpy()
-        self._row = index.table["row"].to_numpy()
-        self._col = index.table["col"].to_numpy()
+        self._row = index.table["row"].chunk(0).to_numpy()
+        self._col = index.table["col"].chunk(0).to_numpy()
 
     def __len__(self) -> int:
         return len(self._scene)
@@ -74,7 +75,8 @@ class ChipDataset:
             UnreadableError: If a file cannot be read; the message names file and window.
         """
         size = self.chip_size
-        scene = _described(self._fingerprint, self._paths[self._scene[i]], self._settings)
+        path = self._paths[int(self._scene[i])].as_py()
+        scene = _described(self._fingerprint, path, self._settings)
         dn, valid = read_window(scene, self.bands, int(self._row[i]), int(self._col[i]), size, size)
         return Chip(dn, valid, self.bands, scene.scale, scene.offset, scene.nodata)
 
@@ -104,8 +106,8 @@ def dominant_labels(
     """
     found = np.empty(len(positions), np.int64)
     size = index.chip_size
-    scenes = index.table["scene"].combine_chunks()
-    rows, cols = index.table["row"].to_numpy(), index.table["col"].to_numpy()
+    scenes = index.table["scene"].chunk(0)
+    rows, cols = index.table["row"].chunk(0).to_numpy(), index.table["col"].chunk(0).to_numpy()
     numbers = index.scene_numbers(positions)
     for number in np.unique(numbers):
         path = scenes.dictionary[int(number)].as_py()
@@ -121,20 +123,13 @@ def dominant_labels(
 
 def _scene_labels(scene: Scene, folder: Path) -> tuple[npt.NDArray[np.integer[Any]], int | None]:
     """The label raster of a scene, and its nodata id."""
-    name = Path(scene.path).name
-    stem = Path(name).stem if name.lower().endswith(RASTER_SUFFIXES) else name.replace(BAND, "").rstrip("_-. ")
+    stem = scene_name(Path(scene.path))
     file = next((f for suffix in GEOTIFF_SUFFIXES if (f := folder / f"{stem}{suffix}").is_file()), None)
     if file is None:
         raise UserError(f"no labels for {scene.path}: looked for {stem}.tif in {folder}, which --data.labels names")
     labels, crs, transform, nodata = read_labels(file)
-    pixel = max(abs(value) for value in (*scene.transform[:2], *scene.transform[3:5]))
-    reach = np.array([scene.width, scene.height, 1, scene.width, scene.height, 1])  # pixels that a term is times
-    if labels.shape != (scene.height, scene.width):
-        differs = f"{labels.shape[0]}×{labels.shape[1]} pixels against {scene.height}×{scene.width}"
-    elif crs != scene.crs:
-        differs = f"CRS {crs} against {scene.crs}"
-    elif (np.abs(np.subtract(transform, scene.transform)) > 0.01 * pixel / reach).any():
-        differs = f"transform {transform} against {scene.transform}"
-    else:
-        return labels, nodata
-    raise UserError(f"{file} is not on the grid of {scene.path}: {differs}; warp it there, or leave out --data.labels")
+    if differs := grid_difference(labels.shape, crs, transform, scene):
+        raise UserError(
+            f"{file} is not on the grid of {scene.path}: {differs}; warp it there, or leave out --data.labels"
+        )
+    return labels, nodata

@@ -226,7 +226,7 @@ def _on_grid(
         UserError: If the grids differ and labels shall not or cannot be warped.
     """
     values, crs, transform, nodata = read_labels(file)
-    differs = _difference(values.shape, crs, transform, scene)
+    differs = grid_difference(values.shape, crs, transform, scene)
     if differs is None:
         return values, None, nodata, None
     told = f"{file} is not on the grid of {scene.path}: {differs}"
@@ -245,7 +245,7 @@ def _on_grid(
     return values, inside, nodata, differs
 
 
-def _difference(shape: tuple[int, ...], crs: str | None, transform: Transform, scene: Scene) -> str | None:
+def grid_difference(shape: tuple[int, ...], crs: str | None, transform: Transform, scene: Scene) -> str | None:
     """How a label raster's grid differs from the scene's, in numbers; None where it does not."""
     said = []
     if not same_crs(crs, scene.crs):

@@ -57,6 +57,7 @@ class SceneRecord(NamedTuple):
     width: int
     crs: str | None
     transform: Transform
+    dtype: str
     level: str | None
     offset: float
     offset_source: OffsetSource
@@ -118,6 +119,7 @@ def describe_scenes(
                     scene.width,
                     scene.crs,
                     scene.transform,
+                    scene.dtype,
                     scene.level,
                     scene.offset,
                     scene.offset_source,

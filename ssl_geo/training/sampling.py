@@ -9,10 +9,47 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
+ROUNDS = 8
+
+
+class Shuffle:
+    """A permutation of 0 … n-1 that is computed where it is asked for, so that it takes no memory of size n.
+
+    A Feistel network with random round functions permutes the numbers below the next power of four; what falls beyond
+    n goes through it again until it does not (J. Black, P. Rogaway, "Ciphers with Arbitrary Finite Domains", 2002,
+    cycle-walking). The round function is the finalizer of splitmix64 (S. Vigna, public domain).
+    """
+
+    def __init__(self, n: int, seed: tuple[int, ...]) -> None:
+        self.n = n
+        self._half = np.uint64(max(1, ((n - 1).bit_length() + 1) // 2))  # bits of each half
+        self._mask = np.uint64((1 << int(self._half)) - 1)
+        self._keys = np.random.default_rng(seed).integers(0, 2**64, ROUNDS, dtype=np.uint64)
+
+    def __call__(self, positions: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
+        """What stands at the positions (B,), each from 0 to n-1."""
+        values = self._permute(positions.astype(np.uint64))
+        while (beyond := values >= self.n).any():
+            values[beyond] = self._permute(values[beyond])
+        return values.astype(np.int64)
+
+    def _permute(self, values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+        left, right = values >> self._half, values & self._mask
+        for key in self._keys:
+            left, right = right, left ^ (_mixed(right + key) & self._mask)
+        return (left << self._half) | right
+
+
+def _mixed(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """Every bit of the result depends on every bit of x; arithmetic is modulo 2^64."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
 
 @lru_cache(maxsize=2)
-def _permutation(seed: int, epoch: int, chips: int) -> npt.NDArray[np.int64]:
-    return np.random.default_rng((seed, epoch)).permutation(chips)
+def _shuffle(seed: int, epoch: int, chips: int) -> Shuffle:
+    return Shuffle(chips, (seed, epoch))
 
 
 @dataclass(frozen=True)
@@ -48,8 +85,9 @@ class StepBatches:
         share = self.batch_size // self.world
         for step in range(self.start, self.stop):
             first = step * self.batch_size + self.rank * share
-            yield [self._at(position) for position in range(first, first + share)]
-
-    def _at(self, position: int) -> tuple[int, int]:
-        epoch, within = divmod(position, self.chips)
-        return epoch, int(_permutation(self.seed, epoch, self.chips)[within])
+            epochs, within = np.divmod(np.arange(first, first + share), self.chips)
+            keys: list[tuple[int, int]] = []
+            for epoch in np.unique(epochs).tolist():
+                chips = _shuffle(self.seed, epoch, self.chips)(within[epochs == epoch])
+                keys += [(epoch, chip) for chip in chips.tolist()]
+            yield keys

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import rasterio
@@ -216,6 +218,18 @@ def test_wrong_settings_are_named(tmp_path: Path, write_stack: WriteStack, setti
         build(tmp_path, **settings)
 
 
+def test_a_loaded_index_lies_in_mapped_files(tmp_path: Path, write_stack: WriteStack) -> None:
+    write_stack(tmp_path / "d" / "x.tif", shape=(64, 64))
+    index = build(tmp_path / "d")
+    table = pa.concat_tables([index.table] * 500).unify_dictionaries().combine_chunks()
+    dataclasses.replace(index, table=table).save(tmp_path / "index.parquet")
+    before = pa.total_allocated_bytes()
+    loaded = ChipIndex.load(tmp_path / "index.parquet")
+    assert pa.total_allocated_bytes() - before < 1000 < 0.01 * loaded.table.nbytes
+    assert loaded.table.equals(table)
+    assert all(column.num_chunks == 1 for column in loaded.table.columns)
+
+
 def test_save_and_load_keep_everything(tmp_path: Path, write_stack: WriteStack) -> None:
     write_stack(tmp_path / "d" / "x.tif")
     write_stack(tmp_path / "d" / "y.tif", ["B02"])
@@ -280,8 +294,8 @@ def test_cache_is_used_until_files_settings_or_format_change(
     (data / "MTD_MSIL2A.xml").write_text("<P><BOA_ADD_OFFSET>-1000</BOA_ADD_OFFSET></P>")  # metadata came
     assert set(cached().table["offset"].to_pylist()) == {-1000.0}
     assert built() == 1
-    monkeypatch.setattr(chips_module, "FORMAT_VERSION", 2)
-    assert any("format 1" in note for note in cached().notes)
+    monkeypatch.setattr(chips_module, "FORMAT_VERSION", 3)
+    assert any("format 2" in note for note in cached().notes)
     assert built() == 1
     for file in cache.iterdir():
         file.write_bytes(file.read_bytes()[:100])  # damaged
