@@ -1,0 +1,248 @@
+"""What a scene's pixels give away: fill, saturation, constant bands, units, offsets. Thresholds are shares of pixels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from ssl_geo.imagery.findings import Finding
+from ssl_geo.imagery.profiles import HIGH_DN, Profile
+
+_SATURATED = 1e-3  # share of a band's pixels; single ones are glint, fires and roofs
+_CLIPPED = 5e-3  # share of a band's pixels that all hold its maximum
+_BRIGHT = 0.4  # reflectance from which on a shared maximum is a clip and no dark, coarsely stored band
+_CONSTANT = 64  # pixels from which on a single value is strange
+_NEGATIVE = 0.05  # share of pixels below -0.01 in most bands
+_SPECK = 16  # pixels of fill below which it is taken for chance
+_SHIFTED = (950, 1300)  # DN where the darkest band's darkest pixels lie if 1000 was added
+_SHIFTED_MOST = 1600  # DN below which half of the bands' darkest pixels lie then
+_SHIFTED_CIRRUS = 900  # DN of B10, which is near 20 without the shift (docs/sentinel2.md)
+_UNSHIFTED = 900  # DN below which the darkest pixels tell that nothing was added
+
+
+def check_fill(profile: Profile) -> list[Finding]:
+    """Undeclared fill: 0 or the type's maximum in all bands, -9999, ±3.4e38 or the type's minimum in any.
+
+    No surface has reflectance 0 in all bands, so areas (3×3 pixels) or borders of it are fill. Integer zeros are
+    read as fill by this program and by few others: a warning. NaN is never taken for a value: information. The rest
+    would be taken for reflectance: an error. One band alone may well be 0, so there it takes a border and 1 %.
+    """
+    found, scene = [], profile.scene
+    for value, fill in profile.fill.items():
+        share = fill.count / profile.read
+        is_area = fill.solid > 0 or fill.edge >= min(scene.height, scene.width) / 2
+        if fill.count < _SPECK or not is_area:
+            continue
+        if len(scene.bands) == 1 and value in (0.0, 255.0) and (share < 0.01 or not fill.edge):
+            continue
+        text = "NaN" if math.isnan(value) else f"{value:g}"
+        handled = math.isnan(value) or (value == 0 and scene.zero_fill)
+        found.append(
+            Finding(
+                "undeclared nodata",
+                "info" if math.isnan(value) else "warning" if handled else "error",
+                (scene.path,),
+                f"{text} in {share:.1%} of the pixels, in areas or along the border",
+                f"{text} declared as nodata",
+                f"rio edit-info --nodata {text.lower()} {scene.path}" + ("" if handled else f", or --data.nodata {text}"),
+            )
+        )
+    return found
+
+
+def check_saturation(profile: Profile) -> list[Finding]:
+    """More than 0.1 % of a band's pixels at 28000 DN (reflectance 2.8) and above, 32767 and 65535 among them."""
+    if not profile.valid:
+        return []
+    shares = profile.high / profile.valid
+    bands = [k for k in np.argsort(-shares, kind="stable") if shares[k] > _SATURATED]
+    if not bands:
+        return []
+    scene, worst = profile.scene, bands[0]
+    return [
+        Finding(
+            "saturation",
+            "warning",
+            (scene.path,),
+            f"{shares[worst]:.1%} of {_name(profile, worst)} at {HIGH_DN} and above, up to {profile.maximum[worst]:g}"
+            + _more_bands(len(bands)),
+            f"at most {_SATURATED:.1%} of a band at {HIGH_DN} DN and above",
+            f"--data.nodata {profile.maximum[worst]:g} where that stands for saturated, else leave the scene out",
+        )
+    ]
+
+
+def check_clipping(profile: Profile) -> list[Finding]:
+    """More than 0.5 % of a band's pixels share its maximum, at reflectance 0.4 and above: cut off by an export."""
+    if not profile.valid:
+        return []
+    scene, shares = profile.scene, profile.at_maximum / profile.valid
+    top = (profile.maximum + scene.offset) * scene.scale
+    varies = profile.minimum < profile.maximum
+    bands = [
+        k
+        for k in np.argsort(-shares, kind="stable")
+        if shares[k] > _CLIPPED and top[k] >= _BRIGHT and varies[k] and profile.maximum[k] < HIGH_DN
+    ]
+    if not bands:
+        return []
+    worst = bands[0]
+    return [
+        Finding(
+            "clipped values",
+            "warning",
+            (scene.path,),
+            f"{shares[worst]:.1%} of {_name(profile, worst)} at its maximum {profile.maximum[worst]:g}"
+            + _more_bands(len(bands)),
+            f"at most {_CLIPPED:.1%} of a band at its maximum",
+            "export the bands again without limits; clouds and snow lie above 10000 DN",
+        )
+    ]
+
+
+def check_constant(profile: Profile) -> list[Finding]:
+    """Bands of a single value, or no valid pixel at all; what nothing can be learnt from."""
+    scene = profile.scene
+    if profile.read < _CONSTANT:
+        return []
+    if not profile.valid:
+        found = "no valid pixel"
+    else:
+        bands = [k for k in range(len(scene.bands)) if profile.minimum[k] == profile.maximum[k]]
+        if not bands:
+            return []
+        found = f"{_name(profile, bands[0])} is {profile.minimum[bands[0]]:g} everywhere" + _more_bands(len(bands))
+    return [
+        Finding(
+            "nothing in it" if not profile.valid else "constant band",
+            "warning",
+            (scene.path,),
+            found,
+            "values that vary",
+            "leave the scene out" if not profile.valid else "fetch the band again, or leave it out with --data.bands",
+        )
+    ]
+
+
+def check_unit(profile: Profile) -> list[Finding]:
+    """Values that are no reflectance under the scale in use: percent, DN in floating point, 8-bit pictures in 16 bits.
+
+    Over land, sea and clouds the median reflectance of a scene lies between 0.01 and 1.2. A picture ends at 255 in
+    most bands, which for DN is reflectance 0.0255.
+    """
+    scene = profile.scene
+    if profile.valid < _CONSTANT:
+        return []
+    typical = float(np.median((profile.spectra.astype(np.float64) + scene.offset) * scene.scale))
+    is_wide = np.dtype(scene.dtype).kind in "iu" and np.dtype(scene.dtype).itemsize > 1
+    at_255 = float(((profile.maximum >= 240) & (profile.maximum <= 255)).mean())
+    if typical > 1.5:
+        unit, scale = ("percent", scene.scale / 100) if typical <= 100 else ("DN", scene.scale / 10_000)
+        found = f"a median of {typical:.4g} at scale {scene.scale:g}, as of {unit}"
+        mend = f"--data.scale {scale:g}"
+    elif is_wide and scene.scale < 0.01 and at_255 > 0.5:
+        found = f"values up to {profile.maximum.max():g} in {scene.dtype}, as of an 8-bit picture"
+        mend = "export the DN instead of a picture for display"
+    elif profile.maximum.max() * scene.scale < 1e-3 and profile.maximum.max() > 0:
+        found = f"reflectance up to {profile.maximum.max() * scene.scale:.2g} at scale {scene.scale:g}"
+        mend = "--data.scale 1 for reflectance as stored"
+    else:
+        return []
+    return [Finding("wrong unit", "error", (scene.path,), found, "a median reflectance of 0.01 to 1.2", mend)]
+
+
+def check_negative(profile: Profile) -> list[Finding]:
+    """More than 5 % of the pixels below reflectance -0.01 in most bands: an offset where none was added."""
+    scene = profile.scene
+    if profile.valid < _CONSTANT:
+        return []
+    reflectance = (profile.spectra.astype(np.float64) + scene.offset) * scene.scale
+    share = float((np.median(reflectance, axis=0) < -0.01).mean())
+    if share <= _NEGATIVE:
+        return []
+    return [
+        Finding(
+            "negative reflectance",
+            "error",
+            (scene.path,),
+            f"{share:.0%} of the pixels below 0 in most bands, with offset {scene.offset:g} ({scene.offset_source})",
+            f"at most {_NEGATIVE:.0%} of the pixels",
+            "--data.offset 0, or --data.nodata where the values are fill",
+        )
+    ]
+
+
+SCENE_CHECKS: tuple[Callable[[Profile], list[Finding]], ...] = (
+    check_fill,
+    check_saturation,
+    check_clipping,
+    check_constant,
+    check_unit,
+    check_negative,
+)
+
+
+def shift(profile: Profile) -> bool | None:
+    """Whether 1000 DN seem to have been added to all values; None where the pixels do not tell.
+
+    B10 of Level 1C is near 20 DN without and near 1020 with the shift. Else the darkest half percent tells: without the
+    shift, water, shadow, or vegetation in red is far below 950 DN in some band; with it the darkest band lies just
+    above 1000 and half of the bands not much higher. Sand and clouds are as bright in few bands only.
+    """
+    scene = profile.scene
+    if np.dtype(scene.dtype).kind not in "iu" or np.dtype(scene.dtype).itemsize < 2 or len(scene.bands) < 3:
+        return None
+    if profile.spectra.shape[1] < _CONSTANT:
+        return None
+    if "B10" in scene.bands:
+        return float(np.median(profile.spectra[scene.bands.index("B10")])) >= _SHIFTED_CIRRUS
+    dark: npt.NDArray[np.float64] = np.percentile(profile.spectra, 0.5, axis=1)
+    if dark.min() < _UNSHIFTED:
+        return False
+    low, high = _SHIFTED
+    return True if low <= dark.min() <= high and np.median(dark) <= _SHIFTED_MOST else None
+
+
+def check_shifts(paths: list[str], shifts: list[bool | None]) -> list[Finding]:
+    """Scenes whose offset was assumed to be 0 and whose pixels say -1000; an error where others say 0 (see `shift`)."""
+    shifted = [path for path, is_shifted in zip(paths, shifts, strict=True) if is_shifted]
+    rest = sum(is_shifted is False for is_shifted in shifts)
+    if not shifted:
+        return []
+    found = "the darkest pixels of all bands (or B10) lie at 1000 DN and above"
+    if rest:
+        mend = "gdal_edit.py -scale 0.0001 -offset -0.1 FILE for each of them, or give them apart, --data.offset -1000"
+        return [
+            Finding(
+                "offsets differ in the pixels",
+                "error",
+                tuple(shifted),
+                f"{found}; in {rest} others they do not",
+                "one offset, or one that each file states",
+                mend,
+                len(shifted),
+            )
+        ]
+    return [
+        Finding(
+            "offset not declared",
+            "warning",
+            tuple(shifted),
+            found,
+            "dark pixels near 0 DN, or offset -1000 stated",
+            "--data.offset -1000",
+            len(shifted),
+        )
+    ]
+
+
+def _name(profile: Profile, band: int) -> str:
+    name = profile.scene.bands[band]
+    return f"band {name}" if name.isdecimal() else name
+
+
+def _more_bands(count: int) -> str:
+    return "" if count == 1 else f", {count - 1} more band{'' if count == 2 else 's'} likewise"
