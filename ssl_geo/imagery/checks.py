@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import reduce
@@ -37,6 +38,25 @@ def pixel_metres(scene: Scene) -> tuple[float, float] | None:
     return (float(width), float(height)) if np.isfinite(width * height) and width * height > 0 else None
 
 
+def declare_nodata(scene: Scene, value: float) -> str:
+    """The command that declares a nodata value in the scene's files."""
+    text = f"{value:g}" if not math.isfinite(value) or abs(value) < 1e6 else repr(value)
+    files = sorted({source.file for source in scene.sources})
+    if any(file.lower().endswith(".jp2") for file in files):
+        return f"--data.nodata {text} (JPEG 2000 cannot be edited in place)"
+    more = f" and likewise {len(files) - 1} more band files" if len(files) > 1 else ""
+    return f"rio edit-info --nodata {text} {files[0]}{more}"
+
+
+def _warp(scene: Scene) -> str:
+    """The command that brings a scene to square pixels of 10 m in its UTM zone."""
+    lonlat = corners_lonlat([scene])[0].mean(axis=0)
+    if not np.isfinite(lonlat).all():
+        return "rio warp FILE OUT --dst-crs EPSG:326ZZ --res 10 (UTM zone ZZ)"
+    code = (32600 if lonlat[1] >= 0 else 32700) + int((lonlat[0] + 180) % 360 // 6) + 1
+    return f"rio warp {scene.sources[0].file} OUT.tif --dst-crs EPSG:{code} --res 10"
+
+
 def check_georeferencing(scene: Scene) -> list[Finding]:
     """No CRS or no transform: chips cannot be placed on the ground, so neither split by place nor overlaps are known."""
     lacks = [
@@ -51,7 +71,8 @@ def check_georeferencing(scene: Scene) -> list[Finding]:
             (scene.path,),
             f"no {' and no '.join(lacks)}",
             "a CRS and a transform",
-            "gdal_edit.py -a_srs EPSG:CODE -a_ullr LEFT TOP RIGHT BOTTOM FILE; without, splits know images, not places",
+            f"rio edit-info --crs EPSG:CODE --transform '[10, 0, LEFT, 0, -10, TOP]' {scene.sources[0].file}; without, "
+            "splits know images, not places",
         )
     ]
 
@@ -78,7 +99,7 @@ def check_pixel_shape(scene: Scene) -> list[Finding]:
             (scene.path,),
             f"{sides[0]:.3g} × {sides[1]:.3g} in the units of {(scene.crs or 'no CRS')[:20]}, {ground}",
             "square pixels" + (", at least on the ground" if not is_square else " in a projected CRS"),
-            "rio warp FILE OUT --dst-crs EPSG:326ZZ --res 10 (UTM zone ZZ), or keep it: geometry is distorted by the ratio",
+            f"{_warp(scene)}, or keep them: geometry is distorted by the ratio",
         )
     ]
 
@@ -98,7 +119,7 @@ def check_ground_sampling(scene: Scene) -> list[Finding]:
             (scene.path,),
             f"pixels of {size:.1f} m",
             "10 m",
-            "rio warp FILE OUT --res 10, or pretrain and probe on imagery of one distance",
+            f"{_warp(scene)}, or pretrain and probe on imagery of one distance",
         )
     ]
 
@@ -122,6 +143,16 @@ def check_resolutions(scene: Scene) -> list[Finding]:
     ]
 
 
+def check_orientation(scene: Scene) -> list[Finding]:
+    """A grid that is turned against its CRS, or upside down; read as stored."""
+    _, b, _, d, e, _ = scene.transform
+    if scene.transform == _IDENTITY or (b == 0 and d == 0 and e < 0):
+        return []
+    found = "rows run from south to north" if b == 0 and d == 0 else "rows and columns turned against the CRS"
+    mend = "none needed, unless labels or maps are north-up: gdalwarp FILE OUT.tif"
+    return [Finding("grid not north-up", "info", (scene.path,), found, "rows from north to south", mend)]
+
+
 def check_nodata(scene: Scene) -> list[Finding]:
     """Neither nodata value nor mask declared; other software then takes the fill for ground."""
     if scene.nodata is not None or any(source.masked for source in scene.sources):
@@ -133,8 +164,7 @@ def check_nodata(scene: Scene) -> list[Finding]:
             (scene.path,),
             f"{scene.dtype} without nodata value or mask",
             "a nodata value, 0 for Sentinel-2 integers",
-            f"rio edit-info --nodata 0 {scene.path}"
-            + ("" if scene.zero_fill else " (or the value that stands for nodata, --data.nodata)"),
+            declare_nodata(scene, 0) if scene.zero_fill else f"{declare_nodata(scene, math.nan)}, or what stands for it",
         )
     ]
 
@@ -142,6 +172,7 @@ def check_nodata(scene: Scene) -> list[Finding]:
 SCENE_CHECKS: tuple[Callable[[Scene], list[Finding]], ...] = (
     check_georeferencing,
     check_pixel_shape,
+    check_orientation,
     check_ground_sampling,
     check_resolutions,
     check_nodata,
@@ -150,6 +181,7 @@ SCENE_CHECKS: tuple[Callable[[Scene], list[Finding]], ...] = (
 
 def check_bands(scenes: Sequence[Scene]) -> list[Finding]:
     """Scenes that miss bands of the default ten, which pretraining leaves out; proposes the bands that all have."""
+    scenes = [scene for scene in scenes if KNOWN_BANDS.issuperset(scene.bands)]
     missing = [
         (scene, lacks) for scene in scenes if (lacks := [band for band in DEFAULT_BANDS if band not in scene.bands])
     ]
@@ -194,7 +226,8 @@ def check_products(scenes: Sequence[Scene]) -> list[Finding]:
 
 def check_assumed_offset(scenes: Sequence[Scene]) -> list[Finding]:
     """Integer scenes whose offset nothing tells, so that 0 is taken; products since January 2022 carry -1000."""
-    assumed = [s for s in scenes if s.offset_source == "assumed" and np.dtype(s.dtype).kind in "iu"]
+    wide = [scene for scene in scenes if np.dtype(scene.dtype).kind in "iu" and np.dtype(scene.dtype).itemsize > 1]
+    assumed = [scene for scene in wide if scene.offset_source == "assumed"]
     if not assumed:
         return []
     return [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from ssl_geo.imagery.archives import FoundScene
 from ssl_geo.imagery.findings import Finding
 from ssl_geo.imagery.rasters import open_scene, read_header
 from ssl_geo.imagery.scenes import (
+    SENTINEL2_SCALE,
     BandSource,
     Header,
     NotImageryError,
@@ -33,9 +34,9 @@ class Inspected:
     Attributes:
         path: As in `FoundScene`.
         headers: Of the files that could be opened.
-        scene: As training would read it, but for what `assumed` lists; None where it is no use.
+        scene: As training would read it; where it does not say, with the likely order of bands (or bands by number) and
+            scale 1; None where it is no use.
         readable: What to read pixels from: the scene, or each of its files with bands by number.
-        assumed: ``bands`` where the likely order stands in for names, ``scale`` where 1 stands in for the unit.
         findings: What the headers told.
     """
 
@@ -43,7 +44,6 @@ class Inspected:
     headers: list[Header] = field(default_factory=list)
     scene: Scene | None = None
     readable: list[Scene] = field(default_factory=list)
-    assumed: set[str] = field(default_factory=set)
     findings: list[Finding] = field(default_factory=list)
 
 
@@ -82,36 +82,18 @@ def _open(seen: Inspected, settings: dict[str, Any]) -> Scene | None:
     while True:
         try:
             return open_scene(seen.path, **settings)
-        except UnnamedBandsError as error:
-            count = len(seen.headers[0].numbers)
-            likely = LIKELY_ORDERS.get(count)
-            seen.assumed.add("bands")
-            names = " ".join(likely) if likely else "…"
-            seen.findings.append(
-                Finding(
-                    "band names missing",
-                    "error",
-                    (seen.path,),
-                    f"{count} band{'' if count == 1 else 's'} without a name",
-                    "a description for each band, B02 for example",
-                    f"--data.band_names {names}" + (" (the likely order)" if likely else " (in the file's order)"),
-                )
-            )
+        except UnnamedBandsError:
+            header = seen.headers[0]
+            likely = LIKELY_ORDERS.get(len(header.numbers))
+            seen.findings.append(_unnamed(seen.path, len(header.numbers), likely))
             if likely is None:
-                return None
+                is_wide = header.dtype.kind in "iu" and header.dtype.itemsize > 1
+                if not is_wide and header.scaling is None and settings.get("scale") is None:
+                    seen.findings.append(_unit_unknown(seen.path, header))
+                return numbered(header, settings.get("scale"))
             settings["band_names"] = likely
         except UnknownUnitError:
-            seen.assumed.add("scale")
-            seen.findings.append(
-                Finding(
-                    "unit unknown",
-                    "error",
-                    (seen.path,),
-                    f"{seen.headers[0].dtype} without a scale tag",
-                    "16-bit DN, or a scale tag",
-                    "--data.scale 1 for reflectance, 0.0001 for reflectance times 10000",
-                )
-            )
+            seen.findings.append(_unit_unknown(seen.path, seen.headers[0]))
             settings["scale"] = 1.0
         except NotImageryError as error:
             seen.findings.append(_no_imagery(seen.path, error))
@@ -124,8 +106,12 @@ def _open(seen: Inspected, settings: dict[str, Any]) -> Scene | None:
             return None
 
 
-def numbered(header: Header) -> Scene:
-    """A file as a scene whose bands go by number, to read pixels of what has no place in training."""
+def numbered(header: Header, scale: float | None = None) -> Scene:
+    """A file as a scene whose bands go by number."""
+    is_integer = header.dtype.kind in "iu"
+    if scale is None:
+        default = SENTINEL2_SCALE if is_integer and header.dtype.itemsize > 1 else 1.0
+        scale = default if header.scaling is None else header.scaling[0]
     return Scene(
         path=header.file,
         bands=tuple(str(number) for number in header.numbers),
@@ -136,22 +122,49 @@ def numbered(header: Header) -> Scene:
         transform=header.transform,
         dtype=header.dtype.name,
         nodata=header.nodata,
-        zero_fill=False,
-        scale=1.0,
-        offset=0.0,
-        offset_source="assumed",
+        zero_fill=is_integer,
+        scale=scale,
+        offset=0.0 if header.scaling is None else header.scaling[1] / header.scaling[0],
+        offset_source="assumed" if header.scaling is None else "tags",
         level=None,
         date=None,
     )
 
 
-def unreadable(path: str, error: Exception) -> Finding:
-    """A file or a part of it that cannot be read, whatever GDAL said."""
+def _unnamed(path: str, count: int, likely: Sequence[str] | None) -> Finding:
+    names = f"{' '.join(likely)} (the likely order)" if likely else "… (in the file's order)"
+    return Finding(
+        "band names missing",
+        "error",
+        (path,),
+        f"{count} band{'' if count == 1 else 's'} without a name",
+        "a description for each band, B02 for example",
+        f"--data.band_names {names}",
+    )
+
+
+def _unit_unknown(path: str, header: Header) -> Finding:
+    return Finding(
+        "unit unknown",
+        "error",
+        (path,),
+        f"{header.dtype} without a scale tag",
+        "16-bit DN, or a scale tag",
+        "--data.scale 1 for reflectance, 0.0001 for reflectance times 10000",
+    )
+
+
+def unreadable(path: str, error: BaseException) -> Finding:
+    """A file or a part of it that cannot be read, with what GDAL said."""
+    said = str(error)
+    while (cause := error.__cause__) is not None:  # "Read failed. See previous exception for details."
+        error = cause
+    said += "" if str(error) in said else f" ({error})"
     return Finding(
         "unreadable",
         "error",
         (path,),
-        " ".join(str(error).split())[:300],
+        " ".join(said.split())[:400],
         "every block readable",
         "fetch the file again, or take it out of the archive (--data.max_unreadable is the share that may be left out)",
     )

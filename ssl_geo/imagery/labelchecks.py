@@ -171,7 +171,7 @@ def check_shift(file: Path, labels: Labels, scenes: Sequence[Scene]) -> list[Fin
             f"labels fit best {down} and {right} of where they lie ({shift.significance:.1f} standard deviations above "
             f"chance, {shift.in_place:.1f} in place)",
             "labels whose borders lie on edges of the image",
-            f"look at both in a viewer; gdal_edit.py -a_ullr moves {file.name}, or make the labels anew",
+            f"look at both in a viewer; rio edit-info --transform '[…]' {file} moves it, or make the labels anew",
         )
     ]
 

@@ -8,12 +8,15 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
+from ssl_geo.imagery.checks import declare_nodata
 from ssl_geo.imagery.findings import Finding
 from ssl_geo.imagery.profiles import HIGH_DN, Profile
 
 _SATURATED = 1e-3  # share of a band's pixels; single ones are glint, fires and roofs
+_SPECIAL = (HIGH_DN, 32_767, 65_535)  # what products write for saturated
 _CLIPPED = 5e-3  # share of a band's pixels that all hold its maximum
 _BRIGHT = 0.4  # reflectance from which on a shared maximum is a clip and no dark, coarsely stored band
+_NO_REFLECTANCE = 1.5  # median from which on values are in another unit; clouds reach 1.2
 _CONSTANT = 64  # pixels from which on a single value is strange
 _NEGATIVE = 0.05  # share of pixels below -0.01 in most bands
 _SPECK = 16  # pixels of fill below which it is taken for chance
@@ -47,7 +50,7 @@ def check_fill(profile: Profile) -> list[Finding]:
                 (scene.path,),
                 f"{text} in {share:.1%} of the pixels, in areas or along the border",
                 f"{text} declared as nodata",
-                f"rio edit-info --nodata {text.lower()} {scene.path}" + ("" if handled else f", or --data.nodata {text}"),
+                declare_nodata(scene, value) + ("" if handled else f", or --data.nodata {text}"),
             )
         )
     return found
@@ -70,7 +73,9 @@ def check_saturation(profile: Profile) -> list[Finding]:
             f"{shares[worst]:.1%} of {_name(profile, worst)} at {HIGH_DN} and above, up to {profile.maximum[worst]:g}"
             + _more_bands(len(bands)),
             f"at most {_SATURATED:.1%} of a band at {HIGH_DN} DN and above",
-            f"--data.nodata {profile.maximum[worst]:g} where that stands for saturated, else leave the scene out",
+            f"--data.nodata {profile.maximum[worst]:g}, or leave the scene out"
+            if profile.maximum[worst] in _SPECIAL
+            else "leave the scene out, or state its unit with --data.scale",
         )
     ]
 
@@ -85,7 +90,11 @@ def check_clipping(profile: Profile) -> list[Finding]:
     bands = [
         k
         for k in np.argsort(-shares, kind="stable")
-        if shares[k] > _CLIPPED and top[k] >= _BRIGHT and varies[k] and profile.maximum[k] < HIGH_DN
+        if shares[k] > _CLIPPED
+        and profile.at_maximum[k] >= _SPECK
+        and top[k] >= _BRIGHT
+        and varies[k]
+        and profile.maximum[k] < HIGH_DN
     ]
     if not bands:
         return []
@@ -130,28 +139,34 @@ def check_constant(profile: Profile) -> list[Finding]:
 def check_unit(profile: Profile) -> list[Finding]:
     """Values that are no reflectance under the scale in use: percent, DN in floating point, 8-bit pictures in 16 bits.
 
-    Over land, sea and clouds the median reflectance of a scene lies between 0.01 and 1.2. A picture ends at 255 in
-    most bands, which for DN is reflectance 0.0255.
+    Over land, sea and clouds the median reflectance of a scene lies between 0.01 and 1.2 (above 1.5: wrong). A picture
+    ends at 255 in most bands, which for DN is reflectance 0.0255.
     """
     scene = profile.scene
     if profile.valid < _CONSTANT:
         return []
     typical = float(np.median((profile.spectra.astype(np.float64) + scene.offset) * scene.scale))
-    is_wide = np.dtype(scene.dtype).kind in "iu" and np.dtype(scene.dtype).itemsize > 1
-    at_255 = float(((profile.maximum >= 240) & (profile.maximum <= 255)).mean())
-    if typical > 1.5:
-        unit, scale = ("percent", scene.scale / 100) if typical <= 100 else ("DN", scene.scale / 10_000)
-        found = f"a median of {typical:.4g} at scale {scene.scale:g}, as of {unit}"
-        mend = f"--data.scale {scale:g}"
-    elif is_wide and scene.scale < 0.01 and at_255 > 0.5:
-        found = f"values up to {profile.maximum.max():g} in {scene.dtype}, as of an 8-bit picture"
-        mend = "export the DN instead of a picture for display"
-    elif profile.maximum.max() * scene.scale < 1e-3 and profile.maximum.max() > 0:
-        found = f"reflectance up to {profile.maximum.max() * scene.scale:.2g} at scale {scene.scale:g}"
-        mend = "--data.scale 1 for reflectance as stored"
+    dtype, top = np.dtype(scene.dtype), float(profile.maximum.max())
+    is_integer = dtype.kind in "iu"
+    expected = "a median reflectance of 0.01 to 1.2"
+    ends_at_255 = float(((profile.maximum >= 240) & (profile.maximum <= 255)).mean()) > 0.5
+    if typical > _NO_REFLECTANCE and abs(scene.offset * scene.scale) > 1:
+        found = f"a median reflectance of {typical:.4g} with offset {scene.offset:g} ({scene.offset_source})"
+        mend = "--data.offset 0, or the product's own"
+    elif is_integer and (typical > _NO_REFLECTANCE if dtype.itemsize == 1 else scene.scale < 0.01 and ends_at_255):
+        found = f"values up to {top:g} in {dtype}, as of an 8-bit picture"
+        expected, mend = "DN, no picture", "export the DN instead of a picture for display"
+    elif typical > _NO_REFLECTANCE:
+        unit = "percent" if typical <= 100 else "DN"
+        told = f", as of {unit}" if scene.scale == 1 and typical <= 65_535 else ""
+        found = f"a median reflectance of {typical:.4g} at scale {scene.scale:g}{told}"
+        mend = f"--data.scale {0.01 if unit == 'percent' else 0.0001:g}" if told else "--data.scale of the product"
+    elif 0 < top * scene.scale < 1e-3:
+        found = f"reflectance up to {top * scene.scale:.2g} at scale {scene.scale:g}"
+        mend = "--data.scale of the product, 1 for reflectance as stored"
     else:
         return []
-    return [Finding("wrong unit", "error", (scene.path,), found, "a median reflectance of 0.01 to 1.2", mend)]
+    return [Finding("wrong unit", "error", (scene.path,), found, expected, mend)]
 
 
 def check_negative(profile: Profile) -> list[Finding]:
@@ -161,7 +176,7 @@ def check_negative(profile: Profile) -> list[Finding]:
         return []
     reflectance = (profile.spectra.astype(np.float64) + scene.offset) * scene.scale
     share = float((np.median(reflectance, axis=0) < -0.01).mean())
-    if share <= _NEGATIVE:
+    if share <= _NEGATIVE or float(np.median(reflectance)) > _NO_REFLECTANCE:  # the unit is wrong, not the offset
         return []
     return [
         Finding(
@@ -214,7 +229,11 @@ def check_shifts(paths: list[str], shifts: list[bool | None]) -> list[Finding]:
         return []
     found = "the darkest pixels of all bands (or B10) lie at 1000 DN and above"
     if rest:
-        mend = "gdal_edit.py -scale 0.0001 -offset -0.1 FILE for each of them, or give them apart, --data.offset -1000"
+        mend = (
+            "state it in each of them: python -c \"import rasterio; f = rasterio.open('FILE', 'r+'); "
+            "f.scales = [1e-4] * f.count; f.offsets = [-0.1] * f.count; f.close()\"; "
+            "or give them apart with --data.offset -1000"
+        )
         return [
             Finding(
                 "offsets differ in the pixels",

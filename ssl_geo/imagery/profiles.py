@@ -58,7 +58,7 @@ class Profile:
         maximum: (C,) greatest; -inf where there is none.
         at_maximum: (C,) valid pixels that hold it.
         high: (C,) valid pixels of `HIGH_DN` or more, in integers of more than 8 bits.
-        fill: By value, see `Fill`; nan stands for NaN, 3.4e38 for anything beyond 1e30.
+        fill: By value, see `Fill`; nan stands for NaN.
         spectra: (C, N) DN of some valid pixels, evenly spread.
         digest: Of all pixels, shape and type; None after a quick look.
         thumbnail: (32, 32) mean over bands and area of the DN, NaN where nothing is valid; None after a quick look.
@@ -201,10 +201,12 @@ def _fills(scene: Scene, dn: npt.NDArray[Any], window: Window) -> dict[float, Fi
             found[math.nan] = np.isnan(dn).any(axis=0)
         with np.errstate(invalid="ignore"):
             found[-9999.0] = (dn == -9999).any(axis=0)
-            found[3.4e38] = (np.abs(dn) > _HUGE).any(axis=0) & np.isfinite(dn).all(axis=0)
+            huge = (np.abs(dn) > _HUGE) & np.isfinite(dn)
+        if huge.any():
+            found[float(dn[huge][0])] = huge.any(axis=0)
     declared = scene.nodata
     if declared is not None:
-        found.pop(3.4e38 if abs(declared) > _HUGE else declared, None)
+        found.pop(float(np.asarray(declared).astype(dn.dtype)) if kind == "f" else float(declared), None)
         if declared != declared:
             found = {value: mask for value, mask in found.items() if value == value}
     return {value: _fill(mask, scene, window) for value, mask in found.items() if mask.any()}
