@@ -351,8 +351,8 @@ class ProbeConfig:
     for an untrained one"""
     images: list[str] = field(default_factory=list)
     """folders or files of labelled scenes; none: the embedded sample"""
-    labels: str | None = None
-    """folder of label GeoTIFFs named like the scenes"""
+    labels: list[str] = field(default_factory=list)
+    """folders or files of label GeoTIFFs named like the scenes"""
     align: bool = False
     """warp labels to the grid of their image by nearest neighbour"""
     classes: list[int] | None = None
