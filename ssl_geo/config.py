@@ -391,7 +391,7 @@ class ProbeConfig:
 
 @dataclass
 class DoctorConfig:
-    """Look through an archive before a long run: exit code 0 clean, 1 worth a look, 2 it would stop or corrupt a run."""
+    """Look through an archive before a long run. Exit code 0: clean, 1: worth a look, 2: trouble for a run."""
 
     paths: list[str] = field(default_factory=list)
     """folders or files of scenes; written before the first option; none: the embedded sample with its labels"""

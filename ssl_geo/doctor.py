@@ -12,6 +12,7 @@ import dataclasses
 from pathlib import Path
 
 import ssl_geo
+from ssl_geo.files import written_whole
 from ssl_geo.imagery.diagnosis import diagnose
 from ssl_geo.imagery.diagnosis_report import as_html, as_json, as_text
 from ssl_geo.imagery.findings import exit_code
@@ -44,8 +45,9 @@ def main(config: DoctorConfig) -> int:
     )
     print(as_text(diagnosis))
     if out is not None:
-        (out / "doctor.json").write_text(as_json(diagnosis, to_dict(config), ssl_geo.__version__))
-        (out / "doctor.html").write_text(as_html(diagnosis, to_dict(config), ssl_geo.__version__))
+        for name, write in (("doctor.json", as_json), ("doctor.html", as_html)):
+            with written_whole(out / name) as partial:
+                partial.write_text(write(diagnosis, to_dict(config), ssl_geo.__version__), encoding="utf-8")
         print(f"written: {out / 'doctor.json'}, {out / 'doctor.html'}")
     return exit_code(diagnosis.findings)
 

@@ -26,6 +26,7 @@ import ssl_geo
 from ssl_geo.backbones import create_backbone, describe_backbone, export_backbone, required_multiple
 from ssl_geo.imagery.chips import ChipIndex, cached_index
 from ssl_geo.imagery.datasets import ChipDataset, dominant_labels
+from ssl_geo.imagery.quickcheck import check_index
 from ssl_geo.imagery.sample import ensure_sample
 from ssl_geo.imagery.sensors import DEFAULT_BANDS
 from ssl_geo.methods.dino import DINO
@@ -51,7 +52,8 @@ def main(config: PretrainConfig) -> int:
 
     with ranks.main_first():
         index = chip_index(config)
-    for line in [*index.report(), *resolve(config, len(index), ranks.world)]:
+    checked = check_index(index, seed=config.seed) if ranks.main and not config.resume else []
+    for line in [*index.report(), *checked, *resolve(config, len(index), ranks.world)]:
         say(line)
     mean = np.array(config.data.mean or index.statistics.mean, dtype=np.float32)
     std = np.array(config.data.std or index.statistics.std, dtype=np.float32)

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from ssl_geo.imagery.findings import Finding
 from ssl_geo.imagery.sample_spectra import BANDS, MATERIALS
 from ssl_geo.imagery.sensors import SENTINEL2_L1C
 
@@ -113,15 +114,13 @@ def order_evidence(spectra: npt.NDArray[np.generic], bands: Sequence[str]) -> Or
     spread = values.std(axis=1)
     if not (np.isfinite(spread).all() and (spread > 0).all()):
         return None
-    correlation = np.corrcoef(values)
+    correlation: npt.NDArray[np.float64] = np.asarray(np.corrcoef(values))
     orders = known_orders(bands)
     distances = {name: _distance(correlation, np.log(spread), order) for name, order in orders.items()}
     return OrderEvidence(tuple(bands), distances, orders)
 
 
-def _distance(
-    correlation: npt.NDArray[np.float64], log_spread: npt.NDArray[np.float64], order: Sequence[str]
-) -> float:
+def _distance(correlation: npt.NDArray[np.float64], log_spread: npt.NDArray[np.float64], order: Sequence[str]) -> float:
     """Mean squared difference of correlations and, weighted, of log standard deviations up to a common factor."""
     own = [k for k, band in enumerate(order) if band in _POSITION]
     reference = [_POSITION[order[k]] for k in own]
@@ -151,3 +150,38 @@ def suspicious_order(evidence: Sequence[OrderEvidence]) -> tuple[str, list[int]]
     if winner == "as named" or len(votes[winner]) < _MAJORITY * len(telling):
         return None
     return winner, votes[winner]
+
+
+def check_band_order(scenes: Sequence[tuple[str, OrderEvidence]]) -> list[Finding]:
+    """Scenes whose bands fit land under another order than the one that their names say.
+
+    At least three quarters of the scenes that show enough land (`FITS`) must say the same.
+
+    Args:
+        scenes: Paths and evidence.
+    """
+    groups: dict[tuple[str, ...], list[tuple[str, OrderEvidence]]] = {}
+    for path, evidence in scenes:
+        groups.setdefault(evidence.bands, []).append((path, evidence))
+    findings = []
+    for bands, group in groups.items():
+        suspicion = suspicious_order([evidence for _, evidence in group])
+        if suspicion is None:
+            continue
+        name, positions = suspicion
+        example = group[positions[0]][1]
+        order = " ".join(example.orders[name])
+        findings.append(
+            Finding(
+                "band order",
+                "warning",
+                tuple(group[k][0] for k in positions),
+                f"read as {' '.join(bands)}; in {len(positions)} of {sum(e.tells for _, e in group)} scenes with "
+                f"enough land they vary together as {order} ({name}): distance {example.distances[name]:.3f} against "
+                f"{example.distances['as named']:.3f}",
+                "bands that vary together as over land",
+                f"look up the order at the source; if it is so, --data.band_names {order} (and mend the descriptions)",
+                len(positions),
+            )
+        )
+    return findings

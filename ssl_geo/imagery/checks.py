@@ -58,9 +58,11 @@ def _warp(scene: Scene) -> str:
 
 
 def check_georeferencing(scene: Scene) -> list[Finding]:
-    """No CRS or no transform: chips cannot be placed on the ground, so neither split by place nor overlaps are known."""
+    """No CRS or no transform: neither overlaps nor splits by place are known then."""
     lacks = [
-        what for what, is_missing in (("CRS", scene.crs is None), ("transform", scene.transform == _IDENTITY)) if is_missing
+        what
+        for what, is_missing in (("CRS", scene.crs is None), ("transform", scene.transform == _IDENTITY))
+        if is_missing
     ]
     if not lacks:
         return []
@@ -164,7 +166,9 @@ def check_nodata(scene: Scene) -> list[Finding]:
             (scene.path,),
             f"{scene.dtype} without nodata value or mask",
             "a nodata value, 0 for Sentinel-2 integers",
-            declare_nodata(scene, 0) if scene.zero_fill else f"{declare_nodata(scene, math.nan)}, or what stands for it",
+            declare_nodata(scene, 0)
+            if scene.zero_fill
+            else f"{declare_nodata(scene, math.nan)}, or what stands for it",
         )
     ]
 
@@ -189,7 +193,7 @@ def check_bands(scenes: Sequence[Scene]) -> list[Finding]:
         return []
     shared = reduce(lambda one, other: one & other, (frozenset(scene.bands) for scene in scenes))
     common = [band for band in scenes[0].bands if band in shared]
-    scene, lacks = missing[0]
+    lacks = missing[0][1]
     return [
         Finding(
             "bands missing",

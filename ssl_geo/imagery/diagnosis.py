@@ -1,4 +1,4 @@
-"""Look through an archive before a long run: every header, every pixel, what the scenes and labels are to each other."""
+"""Look through an archive before a long run: every header and pixel, what scenes and labels are to each other."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from tqdm import tqdm
 
 from ssl_geo.errors import UserError
 from ssl_geo.imagery import checks, pixelchecks
-from ssl_geo.imagery.archives import FoundScene, walk_scenes
-from ssl_geo.imagery.bandorder import OrderEvidence, order_evidence, suspicious_order
+from ssl_geo.imagery.archives import BAND, walk_scenes
+from ssl_geo.imagery.bandorder import OrderEvidence, check_band_order, order_evidence
 from ssl_geo.imagery.duplicates import Sighting, check_duplicates, check_near_duplicates, check_overlaps
 from ssl_geo.imagery.findings import Finding, merge
 from ssl_geo.imagery.inspection import Inspected, inspect, unreadable
@@ -50,10 +50,10 @@ class Diagnosis:
 
 @dataclass
 class _Seen:
-    """What is kept of a scene once its pixels are through."""
+    """What is kept of a scene, None where it is of no use, once its pixels are through."""
 
-    scene: Scene | None  # None: of no use for training
     path: str
+    scene: Scene | None
     evidence: OrderEvidence | None = None
     shift: bool | None = None
     digest: str | None = None
@@ -90,6 +90,9 @@ def diagnose(
         UserError: If a path does not exist, or holds no raster.
     """
     workers = workers or min(_MAX_WORKERS, os.cpu_count() or 1)
+    for path in map(Path, paths):
+        if not path.exists() and BAND not in path.name:
+            raise UserError(f"{path} does not exist; PATH takes folders and GeoTIFF files")
     files = label_files(labels) if labels else []
     given = None if splits is None else _read_splits(splits)
     found = [scene for scene in walk_scenes(paths, progress=progress) if scene.path not in set(files)]
@@ -114,7 +117,7 @@ def diagnose(
         if one.scene is not None:
             for check in checks.SCENE_CHECKS:
                 findings += check(one.scene)
-        kept = _Seen(one.scene, one.path)
+        kept = _Seen(one.path, one.scene)
         for profile in parts:
             pixels += profile.read
             findings += _check_profile(profile, one, kept)
@@ -123,7 +126,12 @@ def diagnose(
     if files:
         usable = [one.scene for one in inspected if one.scene is not None]
         findings += examine_labels(
-            [scene.path for scene in found], {s.path: s for s in usable}, files, classes=classes, ignore=ignore
+            [scene.path for scene in found],
+            {scene.path: scene for scene in usable},
+            files,
+            classes=classes,
+            ignore=ignore,
+            progress=progress,
         )
     return Diagnosis(len(found), len(files), pixels, merge(findings))
 
@@ -202,8 +210,8 @@ def _check_archive(seen: Sequence[_Seen], splits: Mapping[str, str] | None) -> l
         *checks.check_assumed_offset(scenes),
     ]
     assumed = [(one, scene) for one, scene in usable if scene.offset_source == "assumed"]
-    findings += pixelchecks.check_shifts([scene.path for _, scene in assumed], [one.shift for one, _ in assumed])
-    findings += check_band_order([one for one, _ in usable])
+    findings += pixelchecks.check_shifts([scene for _, scene in assumed], [one.shift for one, _ in assumed])
+    findings += check_band_order([(one.path, one.evidence) for one, _ in usable if one.evidence is not None])
     sightings = [
         Sighting(
             one.path,
@@ -222,44 +230,10 @@ def _check_archive(seen: Sequence[_Seen], splits: Mapping[str, str] | None) -> l
     return findings
 
 
-def check_band_order(seen: Sequence[_Seen]) -> list[Finding]:
-    """Scenes whose bands fit the land under another order than the one their names say (`bandorder`)."""
-    findings = []
-    by_bands: dict[tuple[str, ...], list[_Seen]] = {}
-    for one in seen:
-        if one.evidence is not None:
-            by_bands.setdefault(one.evidence.bands, []).append(one)
-    for bands, group in by_bands.items():
-        evidence = [one.evidence for one in group if one.evidence is not None]
-        suspicion = suspicious_order(evidence)
-        if suspicion is None:
-            continue
-        name, positions = suspicion
-        first = evidence[positions[0]]
-        tell = sum(one.tells for one in evidence)
-        order = " ".join(first.orders[name])
-        findings.append(
-            Finding(
-                "band order",
-                "warning",
-                tuple(group[k].path for k in positions),
-                f"read as {' '.join(bands)}, but in {len(positions)} of {tell} scenes with enough land the bands vary "
-                f"together as {order} ({name}): distance {first.distances[name]:.3f} against "
-                f"{first.distances['as named']:.3f}",
-                "neighbouring bands that vary together as over land",
-                f"look at the source of the archive; if it is so, --data.band_names {order}",
-                len(positions),
-            )
-        )
-    return findings
-
-
 def _check_split_names(sightings: Sequence[Sighting]) -> list[Finding]:
     """Scenes that the table of splits does not name."""
     missing = tuple(one.path for one in sightings if one.split is None)
     if not missing:
         return []
     mend = "add them to the file of splits by name without suffix"
-    return [
-        Finding("split missing", "warning", missing, "no split", "a split for each scene", mend, len(missing))
-    ]
+    return [Finding("split missing", "warning", missing, "no split", "a split for each scene", mend, len(missing))]

@@ -51,9 +51,9 @@ def as_text(diagnosis: Diagnosis) -> str:
 def as_json(diagnosis: Diagnosis, settings: Mapping[str, Any], version: str) -> str:
     """The diagnosis as JSON.
 
-    ``format`` (1), ``version`` of ssl_geo, ``settings``, ``scenes``, ``labels``, ``pixels``, ``exit_code``, ``verdict``,
-    and ``findings``, each with ``check``, ``severity``, ``paths`` (the first 1000), ``found``, ``expected``, ``mend``,
-    ``count``.
+    ``format`` (1), ``version`` of ssl_geo, ``settings``, ``scenes``, ``labels``, ``pixels``, ``exit_code``,
+    ``verdict``, and ``findings``, each with ``check``, ``severity``, ``paths`` (the first 1000), ``found``,
+    ``expected``, ``mend``, ``count``.
     """
     return json.dumps(
         {

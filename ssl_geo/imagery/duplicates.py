@@ -75,7 +75,7 @@ def check_near_duplicates(scenes: Sequence[Sighting]) -> list[Finding]:
 
 
 def perceptual_hashes(images: npt.NDArray[np.float64]) -> npt.NDArray[np.uint64]:
-    """Hashes (N,) of 63 bits of images (N, s, s): which of the 8×8 lowest cosines, but the mean, exceed their median."""
+    """Hashes (N,) of 63 bits of images (N, s, s): which of the 8×8 lowest cosines but the mean exceed their median."""
     low = dctn(images, axes=(1, 2), norm="ortho")[:, :_HASH_SIDE, :_HASH_SIDE].reshape(len(images), -1)[:, 1:]
     bits = low > np.median(low, axis=1, keepdims=True)
     weights = np.uint64(1) << np.arange(bits.shape[1], dtype=np.uint64)
@@ -88,7 +88,7 @@ def _has_contrast(thumbnail: npt.NDArray[np.float64]) -> bool:
 
 
 def _filled(thumbnail: Any) -> npt.NDArray[np.float64]:
-    return np.where(np.isfinite(thumbnail), thumbnail, np.nanmean(thumbnail))
+    return np.asarray(np.where(np.isfinite(thumbnail), thumbnail, np.nanmean(thumbnail)))
 
 
 def _within_distance(hashes: npt.NDArray[np.uint64], distance: int) -> list[tuple[int, int]]:
@@ -137,7 +137,7 @@ def check_overlaps(scenes: Sequence[Sighting], corners: npt.NDArray[np.float64])
             "shared ground",
             "info",
             tuple(scenes[k].path for k in members),
-            f"{len(members)} of {len(scenes)} scenes overlap another, on {int(shared.sum())} footprints",
+            f"{len(members)} of {len(scenes)} scenes overlap another ({int(shared.sum())} different footprints)",
             "each place once, or splits by place",
             "none needed for pretraining; the probe keeps places together (--split.block, --split.gap)",
             len(members),
@@ -160,9 +160,7 @@ def check_overlaps(scenes: Sequence[Sighting], corners: npt.NDArray[np.float64])
     return findings
 
 
-def _across_splits(
-    scenes: Sequence[Sighting], known: Pairs, place: Pairs, pairs: Pairs
-) -> list[tuple[int, int]]:
+def _across_splits(scenes: Sequence[Sighting], known: Pairs, place: Pairs, pairs: Pairs) -> list[tuple[int, int]]:
     """One pair of scenes for each two splits that share a footprint or overlapping ones."""
     by_place: dict[int, dict[str, int]] = {}
     for k, p in zip(known.tolist(), place.tolist(), strict=True):
@@ -208,9 +206,9 @@ def _candidates(middle: npt.NDArray[np.float64], reach: npt.NDArray[np.float64])
                 pairs = own[near].reshape(-1, 2)
             else:
                 lists = tree.query_ball_tree(other_tree, radius)
-                pairs = np.array(
-                    [(own[i], others[j]) for i, hits in enumerate(lists) for j in hits], np.int64
-                ).reshape(-1, 2)
+                pairs = np.array([(own[i], others[j]) for i, hits in enumerate(lists) for j in hits], np.int64).reshape(
+                    -1, 2
+                )
             if len(pairs):
                 yield np.sort(pairs, axis=1)
 

@@ -69,7 +69,7 @@ def busiest_window(boundary: npt.NDArray[np.bool_]) -> tuple[int, int, int, int]
 
 
 def label_boundary(labels: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.bool_]:
-    """Pixels (H, W) with another label above, below, left or right; on both sides, so that the border is their middle."""
+    """Pixels (H, W) with another label above, below, left or right: both sides, so that the border is in the middle."""
     boundary = np.zeros(labels.shape, np.bool_)
     down, right = labels[1:] != labels[:-1], labels[:, 1:] != labels[:, :-1]
     boundary[1:] |= down
@@ -118,7 +118,9 @@ def measure_shift(edges: Sequence[Float], boundary: npt.NDArray[np.bool_]) -> Sh
     fine, _, _ = phase_cross_correlation(image, label, upsample_factor=10, normalization=None)
     if np.abs(fine - shift).max() <= 1:  # else its maximum lies beyond the reach
         shift = fine
-    significance, in_place = ((float(value) - away.mean()) / away.std() for value in (surface.max(), surface[REACH, REACH]))
+    significance, in_place = (
+        (float(value) - away.mean()) / away.std() for value in (surface.max(), surface[REACH, REACH])
+    )
     return Shift(float(shift[0]), float(shift[1]), float(significance), float(in_place))
 
 
@@ -127,4 +129,4 @@ def _whole(image: Float) -> Float:
     detail = image - ndimage.uniform_filter(image, _BACKGROUND)
     detail *= np.outer(np.hanning(image.shape[0]), np.hanning(image.shape[1]))
     length = float(np.linalg.norm(detail))
-    return detail / length if length > 0 else detail
+    return np.asarray(detail / length) if length > 0 else detail

@@ -1,9 +1,9 @@
-"""What a scene's pixels give away: fill, saturation, constant bands, units, offsets. Thresholds are shares of pixels."""
+"""What a scene's pixels give away: fill, saturation, constant bands, units, offsets. Thresholds: shares of pixels."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +11,8 @@ import numpy.typing as npt
 from ssl_geo.imagery.checks import declare_nodata
 from ssl_geo.imagery.findings import Finding
 from ssl_geo.imagery.profiles import HIGH_DN, Profile
+from ssl_geo.imagery.scenes import Scene
+from ssl_geo.imagery.sensors import SENTINEL1_GRD
 
 _SATURATED = 1e-3  # share of a band's pixels; single ones are glint, fires and roofs
 _SPECIAL = (HIGH_DN, 32_767, 65_535)  # what products write for saturated
@@ -58,7 +60,7 @@ def check_fill(profile: Profile) -> list[Finding]:
 
 def check_saturation(profile: Profile) -> list[Finding]:
     """More than 0.1 % of a band's pixels at 28000 DN (reflectance 2.8) and above, 32767 and 65535 among them."""
-    if not profile.valid:
+    if not profile.valid or _is_radar(profile):
         return []
     shares = profile.high / profile.valid
     bands = [k for k in np.argsort(-shares, kind="stable") if shares[k] > _SATURATED]
@@ -143,7 +145,7 @@ def check_unit(profile: Profile) -> list[Finding]:
     ends at 255 in most bands, which for DN is reflectance 0.0255.
     """
     scene = profile.scene
-    if profile.valid < _CONSTANT:
+    if profile.valid < _CONSTANT or _is_radar(profile):
         return []
     typical = float(np.median((profile.spectra.astype(np.float64) + scene.offset) * scene.scale))
     dtype, top = np.dtype(scene.dtype), float(profile.maximum.max())
@@ -172,7 +174,7 @@ def check_unit(profile: Profile) -> list[Finding]:
 def check_negative(profile: Profile) -> list[Finding]:
     """More than 5 % of the pixels below reflectance -0.01 in most bands: an offset where none was added."""
     scene = profile.scene
-    if profile.valid < _CONSTANT:
+    if profile.valid < _CONSTANT or _is_radar(profile):
         return []
     reflectance = (profile.spectra.astype(np.float64) + scene.offset) * scene.scale
     share = float((np.median(reflectance, axis=0) < -0.01).mean())
@@ -221,41 +223,38 @@ def shift(profile: Profile) -> bool | None:
     return True if low <= dark.min() <= high and np.median(dark) <= _SHIFTED_MOST else None
 
 
-def check_shifts(paths: list[str], shifts: list[bool | None]) -> list[Finding]:
-    """Scenes whose offset was assumed to be 0 and whose pixels say -1000; an error where others say 0 (see `shift`)."""
-    shifted = [path for path, is_shifted in zip(paths, shifts, strict=True) if is_shifted]
-    rest = sum(is_shifted is False for is_shifted in shifts)
+def check_shifts(scenes: Sequence[Scene], shifts: Sequence[bool | None]) -> list[Finding]:
+    """Scenes whose offset was assumed to be 0 and whose pixels say -1000 (see `shift`).
+
+    Where others say 0, the archive is mixed: an error if B10 says so, which leaves no doubt.
+    """
+    told = [(scene, is_shifted) for scene, is_shifted in zip(scenes, shifts, strict=True) if is_shifted is not None]
+    shifted = [scene for scene, is_shifted in told if is_shifted]
+    rest = len(told) - len(shifted)
     if not shifted:
         return []
-    found = "the darkest pixels of all bands (or B10) lie at 1000 DN and above"
-    if rest:
-        mend = (
-            "state it in each of them: python -c \"import rasterio; f = rasterio.open('FILE', 'r+'); "
-            "f.scales = [1e-4] * f.count; f.offsets = [-0.1] * f.count; f.close()\"; "
-            "or give them apart with --data.offset -1000"
-        )
-        return [
-            Finding(
-                "offsets differ in the pixels",
-                "error",
-                tuple(shifted),
-                f"{found}; in {rest} others they do not",
-                "one offset, or one that each file states",
-                mend,
-                len(shifted),
-            )
-        ]
+    is_sure = all("B10" in scene.bands for scene in shifted)
+    dark = "B10 lies" if is_sure else "the darkest pixels of all bands lie"
     return [
         Finding(
-            "offset not declared",
-            "warning",
-            tuple(shifted),
-            found,
-            "dark pixels near 0 DN, or offset -1000 stated",
-            "--data.offset -1000",
+            "mixed offsets in the pixels" if rest else "offset not declared",
+            "error" if rest and is_sure else "warning",
+            tuple(scene.path for scene in shifted),
+            f"{dark} at 1000 DN and above, as from processing baseline 04.00 on"
+            + (f"; {rest} other scenes do not show this" if rest else ""),
+            "one offset, or one that each file states" if rest else "dark pixels near 0 DN, or offset -1000 stated",
+            "state it in each: python -c \"import rasterio; f = rasterio.open('FILE', 'r+'); f.scales = [1e-4] * f.count; "
+            'f.offsets = [-0.1] * f.count; f.close()"; or give them apart with --data.offset -1000'
+            if rest
+            else "--data.offset -1000",
             len(shifted),
         )
     ]
+
+
+def _is_radar(profile: Profile) -> bool:
+    """Whether backscatter is among the bands, which is negative in dB and knows no reflectance."""
+    return not set(SENTINEL1_GRD.names).isdisjoint(profile.scene.bands)
 
 
 def _name(profile: Profile, band: int) -> str:

@@ -1,4 +1,4 @@
-"""What the pixels of a scene look like: extremes, fill, a sample of spectra, a digest, a thumbnail; in one pass by block.
+"""What the pixels of a scene look like: extremes, fill, some spectra, a digest, a thumbnail; in one pass by block.
 
 A profile holds a few hundred kilobytes whatever the size of the scene, so that checks need no second look.
 """
@@ -189,7 +189,7 @@ def _fills(scene: Scene, dn: npt.NDArray[Any], window: Window) -> dict[float, Fi
     found: dict[float, Bools] = {}
     low, high = dn.min(axis=(1, 2)), dn.max(axis=(1, 2))
     if not masked and (low <= 0).all() and (high >= 0).all():
-        found[0.0] = ~dn.any(axis=0)
+        found[0.0] = np.asarray(~dn.any(axis=0))
     if limits is not None:
         if not masked and (high == limits.max).all():
             found[float(limits.max)] = (dn == limits.max).all(axis=0)
