@@ -39,7 +39,8 @@ class Finding:
     def line(self) -> str:
         """One line for a log: what, how many, an example, what mends it."""
         where = f" ({self.paths[0]})" if self.paths else ""
-        return f"{self.severity}: {self.check}, {self.count}×: {self.found}{where}; {self.mend}"
+        line = f"{self.severity}: {self.check}, {self.count}×: {self.found}{where}; {self.mend}"
+        return " ".join(line.split())  # a path may hold a line break
 
     def plain(self) -> dict[str, Any]:
         """As plain values for JSON."""

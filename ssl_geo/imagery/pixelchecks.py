@@ -59,10 +59,14 @@ def check_fill(profile: Profile) -> list[Finding]:
 
 
 def check_saturation(profile: Profile) -> list[Finding]:
-    """More than 0.1 % of a band's pixels at 28000 DN (reflectance 2.8) and above, 32767 and 65535 among them."""
+    """More than 0.1 % of a band's pixels at 28000 DN (reflectance 2.8) and above, 32767 and 65535 among them.
+
+    Pixels that hold 32767 or 65535 in all bands are fill (`check_fill`) and not counted here.
+    """
     if not profile.valid or _is_radar(profile):
         return []
-    shares = profile.high / profile.valid
+    fill = max((seen.count for value, seen in profile.fill.items() if value >= HIGH_DN), default=0)
+    shares = (profile.high - fill) / profile.valid
     bands = [k for k in np.argsort(-shares, kind="stable") if shares[k] > _SATURATED]
     if not bands:
         return []
@@ -243,8 +247,9 @@ def check_shifts(scenes: Sequence[Scene], shifts: Sequence[bool | None]) -> list
             f"{dark} at 1000 DN and above, as from processing baseline 04.00 on"
             + (f"; {rest} other scenes do not show this" if rest else ""),
             "one offset, or one that each file states" if rest else "dark pixels near 0 DN, or offset -1000 stated",
-            "state it in each: python -c \"import rasterio; f = rasterio.open('FILE', 'r+'); f.scales = [1e-4] * f.count; "
-            'f.offsets = [-0.1] * f.count; f.close()"; or give them apart with --data.offset -1000'
+            "state it in each: python -c \"import rasterio; f = rasterio.open('FILE', 'r+'); "
+            'f.scales = [1e-4] * f.count; f.offsets = [-0.1] * f.count; f.close()"; '
+            "or give them apart with --data.offset -1000"
             if rest
             else "--data.offset -1000",
             len(shifted),
