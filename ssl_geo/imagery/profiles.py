@@ -122,7 +122,15 @@ def profile_window(scene: Scene, window: Window, *, quick: bool = False) -> Part
         low, high = low.astype(np.float64), top.astype(np.float64)
     step = max(1, scene.height * scene.width // SPECTRA) if not quick else max(1, 4 * values.shape[1] // SPECTRA)
     profile = Profile(
-        scene, height * width, count, low, high, at_maximum, saturated, _fills(scene, dn, window), values[:, ::step]
+        scene,
+        height * width,
+        count,
+        low,
+        high,
+        at_maximum,
+        saturated,
+        _fills(scene, dn, window),
+        values[:, ::step].copy(),
     )
     if quick:
         return Part(window, profile, b"")

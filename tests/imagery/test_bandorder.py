@@ -9,7 +9,6 @@ L2A = SENTINEL2_L2A.names
 ARCHIVES = {
     "scenes": {},
     "bigearthnet": {},
-    "jp2_multires": {},
     "chips_coastal": {"band_names": LIKELY_ORDERS[12]},
     "chips_seasonal": {},
     "landcover/images_l2a": {"band_names": LIKELY_ORDERS[12]},
@@ -46,7 +45,7 @@ def test_real_archives_in_their_right_order_are_not_suspected(real, folder):
         assert suspicious_order([e for x in scenes if (e := order_evidence(x, bands)) is not None]) is None
 
 
-@pytest.mark.parametrize("folder", [f for f in ARCHIVES if f != "jp2_multires"])
+@pytest.mark.parametrize("folder", ARCHIVES)
 def test_real_archives_in_another_order_than_named_are_found_and_put_right(real, folder):
     for bands, scenes in by_bands(real[folder]).items():
         if not any(e.tells for x in scenes if (e := order_evidence(x, bands)) is not None):

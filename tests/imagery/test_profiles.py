@@ -81,6 +81,9 @@ def test_spectra_are_valid_pixels_in_bounded_number(scene, land, write_stack, tm
     described, dn = scene
     spectra = whole(described).spectra
     assert 1000 < spectra.shape[1] <= 2 * profiles.SPECTRA
+    assert spectra.base is None or spectra.base.size == spectra.size  # else it keeps a whole block in memory
+    part = profile_window(described, (0, 0, 90, 130)).profile.spectra
+    assert part.base is None
     stored = {tuple(pixel) for pixel in dn[:, dn.any(axis=0)].T.tolist()}
     assert all(tuple(pixel) in stored for pixel in spectra.T.tolist())
     write_stack(tmp_path / "b.tif", array=land(shape=(700, 700), bands=("B02", "B03", "B04")))
