@@ -95,6 +95,7 @@ def main(config: ProbeConfig) -> int:
         if config.layers == ["auto"]
         else [int(layer) if layer.lstrip("-").isdigit() else layer for layer in config.layers]
     )
+    torch.manual_seed(0)  # of the untrained twin, which is the same at every probe
     extractors = {
         prefix: FeatureExtractor(net.to(device).eval(), layers, input_size=task.chips.chip_size)
         for prefix, net in (("", backbone), (UNTRAINED, untrained(backbone)))
@@ -185,6 +186,8 @@ def check(config: ProbeConfig) -> None:
     for name in ("seeds", "epochs", "batch_size"):
         if getattr(config, name) < 1:
             raise UserError(f"--{name} is {getattr(config, name)}; it must be 1 or more")
+    if config.chip_size is not None and config.chip_size < 1:
+        raise UserError(f"--chip_size {config.chip_size}: it must be 1 or more")
     if not config.lr > 0:
         raise UserError(f"--lr is {config.lr}; it must be greater than 0")
     if not config.heads or len(set(config.heads)) < len(config.heads):

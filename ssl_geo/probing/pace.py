@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -63,12 +64,11 @@ def measure_pace(
     modules = nn.ModuleList(head.to(device) for head, _ in heads.values())
     optimizer = torch.optim.AdamW(modules.parameters(), lr=1e-6)
 
-    def extract() -> dict[str, Tensor]:
-        with torch.no_grad():
-            features: dict[str, Tensor] = extractor(images)
-        return features
+    kept: dict[str, Tensor] = {}
 
-    kept = extract()
+    def extract() -> None:
+        with torch.no_grad():
+            kept.update(extractor(images))
 
     def train() -> None:
         modules.train()
@@ -84,23 +84,25 @@ def measure_pace(
             for head, layers in heads.values():
                 head([kept[layer] for layer in layers], *labels.shape[-2:]).softmax(dim=1).max(dim=1)
 
+    seconds = [_seconds(part, device) for part in (extract, train, predict)]
     width = sum(feature.shape[1] for feature in kept.values())
     rows, weight = torch.randn(10_000, width, device=device), torch.randn(width, num_classes, device=device)
-
-    def there_and_back() -> None:
-        rows.T @ (rows @ weight).softmax(1)
-
-    seconds = [_seconds(part, device) for part in (extract, train, predict, there_and_back)]
-    return Pace(seconds[0] / len(images), seconds[1] / len(images), seconds[2] / len(images), seconds[3])
+    linear = _seconds(lambda: rows.T @ (rows @ weight).softmax(1), device)
+    features, training, prediction = (each / len(images) for each in seconds)
+    return Pace(features, training, prediction, linear)
 
 
 def _seconds(part: Callable[[], object], device: torch.device) -> float:
+    """The second run; of short parts the median of five."""
     part()
     _wait(device)
-    began = time.perf_counter()
-    part()
-    _wait(device)
-    return time.perf_counter() - began
+    seconds: list[float] = []
+    while not seconds or (sum(seconds) < 0.2 and len(seconds) < 5):
+        began = time.perf_counter()
+        part()
+        _wait(device)
+        seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds)
 
 
 def _wait(device: torch.device) -> None:

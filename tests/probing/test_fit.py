@@ -86,7 +86,7 @@ def test_ignored_pixels_change_nothing(store):
         assert torch.equal(dict(fitted["linear @ fine"].head.named_parameters())[name], value)
 
 
-def test_a_collapsed_head_is_retried_and_said(store):
+def test_defect_10_a_collapsed_head_is_retried_and_said(store):
     said = []
     lost = Recipe(epochs=2, batch_size=8, lr=1e-9, warmup=0.1, seed=0)
     both = heads("coarse")

@@ -90,7 +90,7 @@ def pooled(results: list[ModelResult], name: str) -> np.ndarray:
     return sum(r.blocks for r in results if r.group == name)
 
 
-def test_values_are_those_of_metrics_and_intervals() -> None:
+def test_defect_9_every_class_interval_and_seed_is_reported() -> None:
     results = full()
     told = group(report(results).to_json(), "linear @ layer4")
     counts = pooled(results, "linear @ layer4")
