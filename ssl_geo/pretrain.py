@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -27,6 +28,7 @@ from ssl_geo.files import written_whole
 from ssl_geo.imagery.chips import ChipIndex, cached_index
 from ssl_geo.imagery.datasets import ChipDataset, dominant_labels
 from ssl_geo.imagery.packed import PackedChips, open_chips, packed_folder, packed_index
+from ssl_geo.imagery.quickcheck import check_index
 from ssl_geo.imagery.sample import ensure_sample
 from ssl_geo.imagery.sensors import DEFAULT_BANDS
 from ssl_geo.methods.dino import DINO
@@ -58,7 +60,9 @@ def main(config: PretrainConfig) -> int:
 
     with ranks.main_first():
         index = chip_index(config)
-    for line in [*index.report(), *resolve(config, len(index), ranks.world)]:
+    looked_at = config.resume or packed_folder(config.data.paths)  # before this run
+    checked = check_index(index, seed=config.seed) if ranks.main and not looked_at else []
+    for line in [*index.report(), *checked, *resolve(config, len(index), ranks.world)]:
         say(line)
     mean, std = standardization(config, index)
     patch_size = required_multiple(config.backbone.name, **config.backbone.arguments)
