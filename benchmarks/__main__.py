@@ -17,7 +17,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 RESULTS = Path("runs/bench")  # where paired.finish leaves them
-SHARED = {"archive", "paired", "__main__"}
+SHARED = {"paired", "__main__"}
 TOLD = {"benchmark", "ratio", "target", "command", "machine"}  # the rest of a result are its figures
 COLUMNS = ["benchmark", "ratio", "target", "reached", "seconds", "main figures"]
 FIGURES = 4
