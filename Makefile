@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint format bench
+.PHONY: demo test lint format bench soak
 .DEFAULT_GOAL := test
 
 $(READY): pyproject.toml constraints.txt
@@ -20,6 +20,11 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest
 
+# Fifty kills of a run, each resumed; a handful of them are in the tests.
+soak: $(READY)
+	$(BIN)/python tests/soak/imagery.py runs/soak/imagery
+	OMP_NUM_THREADS=1 $(BIN)/python tests/soak/kills.py --data runs/soak/imagery --kills 50 runs/soak/kills
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -30,4 +35,4 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 bench: $(READY)
-	$(BIN)/python benchmarks/views.py
+	$(BIN)/python -m benchmarks

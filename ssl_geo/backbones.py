@@ -10,22 +10,25 @@ import difflib
 import inspect
 import json
 import math
-import os
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from timm.layers import PatchEmbed
+from timm.layers import Attention, PatchEmbed
+from timm.models.vision_transformer import Block, VisionTransformer
 from timm.models.xcit import ConvPatchEmbed
 from torch import Tensor, nn
 
+from ssl_geo.class_token import class_token_block
 from ssl_geo.errors import UserError, nearest
+from ssl_geo.files import written_whole
 from ssl_geo.weights import RGB, adapt_input_weights, named_tensors, read_tensors, read_torch
 
 # Arguments of timm.create_model that are not the user's, or a file's, to say: ours, or ways to other files.
@@ -42,6 +45,7 @@ def create_backbone(
     *,
     weights: str | Path | None = None,
     bands: Sequence[str] = (),
+    checkpointing: bool = False,
     **arguments: Any,
 ) -> nn.Module:
     """Make a timm model that embeds views of several sizes: (B, channels, h, w) → (B, D).
@@ -56,6 +60,8 @@ def create_backbone(
         weights: What to start from, of the same model, perhaps with another patch size or number of bands: a file of
             tensors (.safetensors, .pth, .pt) or a run, which tells its bands; where none are told, 3 channels are RGB.
         bands: Names of the bands, by which an input layer is adapted (`adapt_input_weights`).
+        checkpointing: Compute the activations inside its blocks again in the backward pass instead of keeping them
+            (Chen et al. 2016, arXiv 1604.06174): less memory, a third more time, the same gradients.
         **arguments: Of the timm model; they go first.
 
     Returns:
@@ -73,7 +79,37 @@ def create_backbone(
     if weights is not None:
         tensors, given_bands = _read_weights(Path(weights))
         model.load_state_dict(_fit(tensors, model, bands, given_bands, f"--backbone.weights {weights}"))
+    if checkpointing:
+        _checkpoint_activations(model, name)
     return model
+
+
+def drop_unused_tokens(backbone: nn.Module) -> bool:
+    """Let the last block of a vision transformer compute the class token alone, where that is the embedding.
+
+    For training: embeddings and gradients stay as they are, features of patches are gone. Weights and names stay.
+
+    Returns:
+        Whether it is such a transformer; others are left alone.
+    """
+    model: Any = backbone
+    if type(model) is not VisionTransformer or model.global_pool != "token" or model.attn_pool is not None:
+        return False
+    block = model.blocks[-1]
+    if type(block) is not Block or type(block.attn) is not Attention or getattr(block.attn, "gate", None) is not None:
+        return False
+    block.forward = MethodType(class_token_block, block)
+    return True
+
+
+def _checkpoint_activations(model: Any, name: str) -> None:
+    try:
+        model.set_grad_checkpointing(True)
+    except (AssertionError, AttributeError, TypeError) as error:
+        raise UserError(
+            f"--backbone.checkpointing: {name} cannot compute its activations again; leave it out, or save memory by "
+            "--optim.accumulate or --dino.one_pass_per_view"
+        ) from error
 
 
 def required_multiple(name: str, **arguments: Any) -> int:
@@ -256,14 +292,11 @@ def export_backbone(folder: Path, backbone: nn.Module, description: Mapping[str,
 
 
 def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        write(partial)
-        partial.replace(path)
+        with written_whole(path) as partial:
+            write(partial)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} could not be written ({error}); make room, or name a folder that can be") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def load_backbone(path: str | Path, bands: Sequence[str] = RGB) -> nn.Module:

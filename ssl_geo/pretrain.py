@@ -11,7 +11,7 @@ if __name__ == "__main__":  # settings first: --help answers before torch is imp
 import dataclasses
 import datetime
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -23,7 +23,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 import ssl_geo
-from ssl_geo.backbones import create_backbone, describe_backbone, export_backbone, required_multiple
+from ssl_geo.backbones import create_backbone, describe_backbone, drop_unused_tokens, export_backbone, required_multiple
+from ssl_geo.files import written_whole
 from ssl_geo.imagery.chips import ChipIndex, cached_index
 from ssl_geo.imagery.datasets import ChipDataset, dominant_labels
 from ssl_geo.imagery.packed import PackedChips, open_chips, packed_folder, packed_index
@@ -33,17 +34,20 @@ from ssl_geo.methods.dino import DINO
 from ssl_geo.training import distributed, runs, schedules
 from ssl_geo.training.distributed import Ranks
 from ssl_geo.training.health import Monitor
-from ssl_geo.training.optimizers import adamw, clip_gradients, set_step_values
+from ssl_geo.training.memory import keep_freed_memory, on_device
+from ssl_geo.training.optimizers import adamw, set_step_values
 from ssl_geo.training.pace import data_pace
 from ssl_geo.training.precision import choose_dtype
 from ssl_geo.training.progress import Progress
 from ssl_geo.training.sampling import StepBatches
+from ssl_geo.training.step import Skips, compile_networks, train_step
+from ssl_geo.views.batched import BatchedMultiCrop, ChipBatch, draw_table
 from ssl_geo.views.multicrop import MultiCrop, default_recipes
 from ssl_geo.views.photometry import standardize_chip
 
 SAMPLE = Path("data/sample")
 Chips: TypeAlias = ChipDataset | PackedChips
-Views: TypeAlias = list[npt.NDArray[np.float32]]  # of one chip, each (C, h, w)
+Keys: TypeAlias = Sequence[tuple[int, int]]  # (epoch, chip) of a batch: every draw is a function of them and the seed
 MEASURED = 9  # chips that are read before the start, to foresee the pace
 MONITORED = 512  # chips whose embeddings are watched
 
@@ -59,18 +63,25 @@ def main(config: PretrainConfig) -> int:
         say(line)
     mean, std = standardization(config, index)
     patch_size = required_multiple(config.backbone.name, **config.backbone.arguments)
-    global_views, local_views = default_recipes(config.data.chip_size, patch_size, **dataclasses.asdict(config.views))
+    recipes = dataclasses.asdict(config.views)
+    if recipes.pop("backend") == "auto":
+        config.views.backend = "torch" if ranks.device.type == "cuda" else "opencv"
+    global_views, local_views = default_recipes(config.data.chip_size, patch_size, **recipes)
     crops = MultiCrop(mean, std, global_views=global_views, local_views=local_views)
     state = State(config, index, crops, ranks)
 
     run = Path(config.resume or config.out or f"runs/pretrain-{datetime.datetime.now():%Y%m%d-%H%M%S}")
     if config.resume:
-        state.load(runs.load_checkpoint(run))
+        with ranks.main_first():  # which sets a torn checkpoint aside
+            checkpoint = runs.last_checkpoint(run, say)
+        if checkpoint is not None:
+            state.load(checkpoint)
         say(f"going on with {run} from step {state.step} of {state.steps}")
     elif ranks.main:
         runs.claim(run)
-        runs.write_atomically(run / "config.yaml", to_yaml(config).encode())
         index.save(run / "index.parquet")
+        with written_whole(run / "config.yaml") as partial:  # last: where it is, there is a run
+            partial.write_text(to_yaml(config))
 
     chips = open_chips(index, config.data.paths)
     order = StepBatches(
@@ -82,23 +93,27 @@ def main(config: PretrainConfig) -> int:
         rank=ranks.rank,
         world=ranks.world,
     )
-    views = ViewsDataset(chips, crops, config.seed)
+    batched = config.views.backend == "torch"
+    prepared = (ChipBatches if batched else ViewBatches)(chips, crops, config.seed)
     workers = default_workers(ranks.world) if config.data.workers is None else config.data.workers
     loader = DataLoader(
-        views,
-        batch_sampler=order,
+        prepared,
+        sampler=order,
+        batch_size=None,  # a key of the data set is a batch
         num_workers=workers,
-        collate_fn=collate,
         pin_memory=ranks.device.type == "cuda",
     )
+    batches = map(BatchedMultiCrop(crops, ranks.device), loader) if batched else loader
     monitor = make_monitor(config, index, chips, crops) if ranks.main else None
-    say(f"{run}: {config.backbone.name} on {ranks.device} in {str(state.dtype).removeprefix('torch.')}")
+    if ranks.device.type == "cpu":
+        keep_freed_memory()
+    dtype = str(state.dtype).removeprefix("torch.")
+    say(f"{run}: {config.backbone.name} on {ranks.device} in {dtype}, views by {config.views.backend}")
     if ranks.main and state.step < state.steps:
-        few = next(iter(order))[:MEASURED]
-        packed = isinstance(chips, PackedChips)
-        say(data_pace(lambda key: chips[key[1]], views.__getitem__, few, workers=workers, packed=packed))
+        few, packed = next(iter(order))[:MEASURED], isinstance(chips, PackedChips)
+        say(data_pace(lambda key: chips[key[1]], lambda key: prepared[[key]], few, workers=workers, packed=packed))
     with runs.Interruption() as interruption:
-        train(config, ranks, state, loader, monitor, run, interruption)
+        train(config, ranks, state, batches, monitor, run, interruption)
     distributed.shutdown()
     if state.step < state.steps:
         say(f"{interruption.name}: saved at step {state.step} of {state.steps}; go on with --resume {run}")
@@ -119,55 +134,37 @@ def train(
     """The loop, Algorithm 1 of arXiv 2104.14294: until the last step, or until a signal ends it early."""
     optim, log, method = config.optim, config.log, state.method
     with Progress(run, start=state.step, steps=state.steps, batch_size=optim.batch_size, main=ranks.main) as progress:
-        for views in progress.timed(batches):
+        for views in on_device(progress.timed(batches), ranks.device):
             step = state.step
             # What is random in a step (drop path) is a function of seed, step and rank: no random state to save.
             torch.manual_seed((config.seed * state.steps + step) * ranks.world + ranks.rank)
             lr, weight_decay = state.set_step_values(step)
-
-            state.optimizer.zero_grad(set_to_none=True)
-            loss = torch.zeros((), device=ranks.device)
-            for part in zip(*(view.chunk(optim.accumulate) for view in views), strict=True):
-                with torch.autocast(ranks.device.type, state.dtype, enabled=state.dtype != torch.float32):
-                    term = method.loss(
-                        [view.to(ranks.device, non_blocking=True, memory_format=torch.channels_last) for view in part],
-                        step,
-                    )
-                torch.autograd.backward(state.scaler.scale(term / optim.accumulate))
-                loss += term.detach() / optim.accumulate
-            loss = distributed.mean_over_ranks(loss)
-            state.scaler.unscale_(state.optimizer)
-            norm = clip_gradients(method.student.parameters(), optim.clip)
-
-            if torch.isfinite(norm + loss):
-                method.freeze_last_layer(step)
-                state.scaler.step(state.optimizer)
-                method.after_step(step)
-                state.skipped_in_a_row = 0
-            else:
-                method.discard_step()
-                state.skipped += 1
-                state.skipped_in_a_row += 1
-                progress.say(f"step {step}: not finite, skipped ({state.skipped} so far)")
-                if state.skipped_in_a_row > optim.max_skipped:
-                    raise UserError(
-                        f"{state.skipped_in_a_row} steps in a row were not finite (--optim.max_skipped); start anew "
-                        f"with a lower --optim.lr than {optim.lr}, or with --optim.precision fp32"
-                    )
-            state.scaler.update()
+            loss, finite = train_step(
+                method,
+                state.optimizer,
+                state.scaler,
+                views,
+                step,
+                dtype=state.dtype,
+                accumulate=optim.accumulate,
+                clip=optim.clip,
+            )
+            state.skips.note(finite)
             state.step += 1
 
             progress.advance()
             last, interrupted = state.step == state.steps, distributed.any_rank(interruption.name is not None)
-            watched = monitor is not None and (last or state.step % log.health_every == 0)
-            if last or watched or state.step % log.every == 0:
+            logged, watched = last or state.step % log.every == 0, last or state.step % log.health_every == 0
+            if logged or interrupted:  # only here, for logs and checkpoints, does the loop wait for the device
+                state.mind_skips(progress.say)
+            if logged or (monitor and watched):
                 measures: dict[str, float | Tensor] = {
                     "lr": lr,
                     "weight_decay": weight_decay,
-                    "skipped": state.skipped,
+                    "skipped": state.skips.total,
                     **method.health(),
                 }
-                if monitor is not None and watched:
+                if monitor and watched:
                     measures |= monitor.measure(method.backbone)
                 progress.record(state.step, loss, measures)
             if last or interrupted or state.step % log.checkpoint_every == 0:
@@ -191,8 +188,8 @@ class State:
         assert dino.freeze_last_layer_steps is not None
         assert optim.lr is not None
         assert optim.warmup_steps is not None
-        self.config, self.index, self.crops = config, index, crops
-        self.step, self.steps, self.skipped, self.skipped_in_a_row = 0, config.steps, 0, 0
+        self.config, self.index, self.crops, self.device = config, index, crops, ranks.device
+        self.step, self.steps, self.skipped, self.skips = 0, config.steps, 0, Skips(ranks.device)
         self.dtype = choose_dtype(optim.precision, ranks.device)
         self._lr = partial(
             schedules.warmup_cosine,
@@ -211,8 +208,10 @@ class State:
             [recipe.size for recipe in crops.recipes],
             weights=config.backbone.weights,
             bands=index.bands,
+            checkpointing=config.backbone.checkpointing,
             **config.backbone.arguments,
         )
+        drop_unused_tokens(backbone)
         self.method = DINO(
             backbone,
             out_dim=dino.out_dim,
@@ -232,6 +231,8 @@ class State:
             one_pass_per_view=dino.one_pass_per_view,
         )
         self.method.to(ranks.device).to(memory_format=torch.channels_last)
+        if optim.compile:
+            compile_networks([self.method.student.backbone, self.method.teacher.backbone], ranks.device)
         self.method.distribute(partial(distributed.wrap, ranks=ranks))
         self.optimizer = adamw(self.method.student)
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=self.dtype == torch.float16)
@@ -241,6 +242,17 @@ class State:
         lr, weight_decay = self._lr(step), self._weight_decay(step)
         set_step_values(self.optimizer, lr=lr, weight_decay=weight_decay)
         return lr, weight_decay
+
+    def mind_skips(self, say: Callable[[str], None]) -> None:
+        """Say how many steps were skipped since the last look, and give up where no step is finite any more."""
+        before, self.skipped = self.skipped, self.skips.total
+        if self.skipped > before:
+            say(f"step {self.step}: {self.skipped - before} not finite, skipped ({self.skipped} so far)")
+        if self.skips.in_a_row > self.config.optim.max_skipped:
+            raise UserError(
+                f"{self.skips.in_a_row} steps in a row were not finite (--optim.max_skipped); start anew "
+                f"with a lower --optim.lr than {self.config.optim.lr}, or with --optim.precision fp32"
+            )
 
     def description(self) -> dict[str, Any]:
         """What using the backbone needs (docs/design.md, checkpoint)."""
@@ -262,7 +274,7 @@ class State:
         return {
             "format": 1,
             "step": self.step,
-            "skipped": self.skipped,
+            "skipped": self.skips.total,
             "backbone": self.method.backbone.state_dict(),
             "backbone_description": self.description(),
             "method": self.method.state_dict(),
@@ -278,23 +290,47 @@ class State:
         self.optimizer.load_state_dict(checkpoint["optimizer"])
         self.scaler.load_state_dict(checkpoint["scaler"])
         self.step, self.skipped = checkpoint["step"], checkpoint["skipped"]
+        self.skips = Skips(self.device, self.skipped)
 
 
-class ViewsDataset(Dataset[Views]):
-    """Chips as views; a key is (epoch, chip), so that every draw is a function of it and the seed."""
+class ViewBatches(Dataset[list[Tensor]]):
+    """Batches of views, each written once: where the training step takes it, in a tensor (B, C, h, w) a view."""
 
     def __init__(self, chips: Chips, crops: MultiCrop, seed: int) -> None:
         self.chips, self.crops, self.seed = chips, crops, seed
 
-    def __getitem__(self, key: tuple[int, int]) -> Views:
-        epoch, position = key
-        chip = self.chips[position]
-        return self.crops(chip.reflectance(), chip.valid, seed=self.seed, epoch=epoch, chip=position)
+    def __getitem__(self, keys: Keys) -> list[Tensor]:
+        batch = [torch.empty((len(keys), *recipe.size, self.crops.mean.size)) for recipe in self.crops.recipes]
+        memory = [views.numpy() for views in batch]
+        for i, (epoch, position) in enumerate(keys):
+            chip, out = self.chips[position], [views[i] for views in memory]
+            self.crops(
+                chip.dn, chip.valid, chip.scale, chip.offset, seed=self.seed, epoch=epoch, chip=position, out=out
+            )
+        return [views.permute(0, 3, 1, 2) for views in batch]
 
 
-def collate(samples: list[Views]) -> list[Tensor]:
-    """Stack the samples view by view: a list of (B, C, h, w)."""
-    return [torch.from_numpy(np.stack(views)) for views in zip(*samples, strict=True)]
+class ChipBatches(Dataset[ChipBatch]):
+    """Batches of chips as stored, with the draws of their views, which the device makes of them."""
+
+    def __init__(self, chips: Chips, crops: MultiCrop, seed: int) -> None:
+        self.chips, self.crops, self.seed = chips, crops, seed
+
+    def __getitem__(self, keys: Keys) -> ChipBatch:
+        chips = [self.chips[position] for _, position in keys]
+        kinds = {chip.dn.dtype for chip in chips}
+        kind = kinds.pop() if len(kinds) == 1 else np.dtype(np.float32)
+        draws = [
+            self.crops.draw(*chip.valid.shape, seed=self.seed, epoch=epoch, chip=position)
+            for chip, (epoch, position) in zip(chips, keys, strict=True)
+        ]
+        return ChipBatch(
+            torch.from_numpy(np.stack([chip.dn for chip in chips], dtype=kind, casting="same_kind")),
+            torch.from_numpy(np.stack([chip.valid for chip in chips])),
+            torch.tensor([chip.scale for chip in chips]),
+            torch.tensor([chip.offset for chip in chips]),
+            torch.from_numpy(np.stack([draw_table(views) for views in draws])),
+        )
 
 
 def chip_index(config: PretrainConfig) -> ChipIndex:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -80,13 +81,27 @@ def read_torch(path: Path) -> dict[str, Any]:
     if not zipfile.is_zipfile(path):  # anything else, such as a bare pickle, is not even opened
         raise UserError(f"{path} is not a readable file of tensors (torn, or not of torch 1.6 or later)")
     try:
+        check_whole(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError, OSError) as error:
+    except (
+        RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError, OSError, zipfile.BadZipFile, zlib.error
+    ) as error:  # fmt: skip
         reason = " ".join(str(error).split())[:120]
         raise UserError(f"{path} is torn, or holds other than tensors and plain values ({reason})") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__} where named tensors were expected")
     return content
+
+
+def check_whole(path: Path) -> None:
+    """Compare every record of a file that torch wrote with its CRC-32, which `torch.load` does not.
+
+    Raises:
+        zipfile.BadZipFile: The file is torn or damaged.
+    """
+    with zipfile.ZipFile(path) as archive:
+        if (damaged := archive.testzip()) is not None:
+            raise zipfile.BadZipFile(f"{damaged} does not have its checksum")
 
 
 def _must_exist(path: Path) -> None:

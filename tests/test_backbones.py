@@ -1,5 +1,6 @@
 """Backbones of every kind for bands and view sizes; out to plain timm and back; nothing is unpickled."""
 
+import copy
 import json
 import math
 import os
@@ -15,7 +16,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ssl_geo.backbones import create_backbone, describe_backbone, export_backbone, load_backbone, required_multiple
+from ssl_geo.backbones import (
+    create_backbone,
+    describe_backbone,
+    drop_unused_tokens,
+    export_backbone,
+    load_backbone,
+    required_multiple,
+)
 from ssl_geo.errors import UserError
 from ssl_geo.weights import adapt_input_weights
 
@@ -61,6 +69,84 @@ def test_views_of_all_sizes_become_one_vector_each(kind: str, sizes: tuple[tuple
     backbone.eval()
     for height, width in sizes:
         assert backbone(torch.randn(2, 10, height, width)).shape == (2, backbone.num_features)
+
+
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [
+        ("vit", {}),
+        ("vit", {"qk_norm": True, "scale_attn_norm": True, "init_values": 0.1, "qkv_bias": False}),
+        ("vit_registers", {"drop_path_rate": 0.5, "proj_drop_rate": 0.2}),
+    ],
+    ids=["vit", "norms", "registers"],
+)
+def test_the_class_token_alone_is_the_same_embedding_with_the_same_gradients(kind: str, more: dict) -> None:
+    name, arguments = KINDS[kind]
+    whole = create_backbone(name, 4, [(32, 32)], **arguments, **more)
+    alone = create_backbone(name, 4, [(32, 32)], checkpointing=True, **arguments, **more)
+    alone.load_state_dict(whole.state_dict())
+    assert drop_unused_tokens(alone)
+    alone = copy.deepcopy(alone).double()  # copied, as DINO's teacher is
+    whole.double()
+    names, seen = list(whole.state_dict()), []
+    alone.blocks[-1].register_forward_hook(lambda _, given, output: seen.append((given[0].shape, output.shape)))
+    view, outputs = torch.randn(3, 4, 32, 32, dtype=torch.float64), []
+    for backbone in (whole, alone):
+        for module in backbone.modules():  # draws of dropout differ with the shape, those of drop path do not
+            if isinstance(module, nn.Dropout):
+                module.eval()
+        torch.manual_seed(1)
+        outputs.append(backbone(view))
+        (outputs[-1] * torch.randn(3, 48)).sum().backward()
+    torch.testing.assert_close(*outputs)
+    for a, b in zip(whole.parameters(), alone.parameters(), strict=True):
+        torch.testing.assert_close(b.grad, a.grad, rtol=1e-9, atol=1e-12)
+    assert seen[0][0][1] > 16
+    assert seen[0][1] == (3, 1, 48)
+    assert list(alone.state_dict()) == names
+
+
+@pytest.mark.parametrize(("kind", "more"), [("vit", {"global_pool": "avg"}), ("resnet", {}), ("swin", {}), ("eva", {})])
+def test_a_backbone_that_embeds_otherwise_keeps_all_its_tokens(kind: str, more: dict) -> None:
+    name, arguments = KINDS[kind]
+    backbone = create_backbone(name, 4, [(32, 32)], **arguments, **more).eval()
+    view = torch.randn(2, 4, 32, 32)
+    expected = backbone(view)
+    assert not drop_unused_tokens(backbone)
+    assert torch.equal(backbone(view), expected)
+
+
+@pytest.mark.parametrize("kind", ["vit", "resnet", "swin"])
+def test_activations_computed_again_give_the_same_gradients_from_less_memory(kind: str) -> None:
+    name, arguments = KINDS[kind]
+    sizes = ((64, 64), (32, 32))
+    arguments = {**arguments, "drop_path_rate": 0.5}  # what is drawn is drawn again
+    keeping = create_backbone(name, 4, sizes, **arguments)
+    again = create_backbone(name, 4, sizes, checkpointing=True, **arguments)
+    again.load_state_dict(keeping.state_dict())
+    kept = []
+    for backbone in (keeping, again):
+        saved: list[int] = []
+
+        def keep(tensor: Tensor, saved: list[int] = saved) -> Tensor:
+            saved.append(tensor.nbytes)
+            return tensor
+
+        torch.manual_seed(1)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            embedding = torch.cat([backbone(torch.randn(4, 4, *size)) for size in sizes])
+        kept.append(sum(saved))
+        embedding.square().sum().backward()
+    for a, b in zip(keeping.parameters(), again.parameters(), strict=True):
+        assert (a.grad is None and b.grad is None) or torch.equal(a.grad, b.grad)
+    assert kept[1] < kept[0] / 2
+    assert again.timm == keeping.timm  # what is exported says nothing of it
+
+
+def test_a_model_that_cannot_compute_activations_again_is_refused() -> None:
+    assert "--backbone.checkpointing: dla46_c" in refusal(
+        lambda: create_backbone("dla46_c", 4, [(32, 32)], checkpointing=True)
+    )
 
 
 @pytest.mark.parametrize("kind", ["vit", "swin"])

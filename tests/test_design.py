@@ -14,7 +14,7 @@ DOORS = {
     "timm": {"backbones.py", "probing/features.py"},
     "torch.distributed": {"training/distributed.py"},
 }
-# What a room must not know, beside the other rooms.
+# What a room must not know, beside the other rooms; views/batched.py alone is written in torch.
 FORBIDDEN = {"imagery": {"torch"}, "views": {"torch", "rasterio"}, "methods": {"rasterio", "pathlib"}}
 ROOMS = {"imagery", "views", "methods", "probing"}
 
@@ -50,6 +50,8 @@ def test_rooms_do_not_know_each_other(file):
     room = file.split("/")[0]
     if room in ROOMS:
         others = {f"ssl_geo.{other}" for other in ROOMS - {room}} | FORBIDDEN.get(room, set())
+        if file == "views/batched.py":
+            others -= {"torch"}
         if room == "probing":
             others |= {"ssl_geo.training"}
         assert {o for o in others if reaches(FILES[file], o)} == set()

@@ -128,6 +128,26 @@ def test_the_number_of_workers_changes_nothing(tmp_path, arguments):
     assert logs[0] == logs[1] == logs[2]
 
 
+def test_views_made_on_the_device_give_the_losses_of_those_made_by_the_loader(tmp_path, arguments, imagery):
+    settings = [*arguments, *VIT, "--steps", "4", "--log.checkpoint_every", "2", "--log.keep", "9"]
+    opencv = losses(pretrain(tmp_path / "opencv", settings))
+    torch_ = losses(pretrain(tmp_path / "torch", settings, "--views.backend", "torch"))
+    assert torch_ != opencv
+    assert torch_ == pytest.approx(opencv, abs=0.02)
+    assert losses(pretrain(tmp_path / "workers", settings, "--views.backend", "torch", "--data.workers", "1")) == torch_
+    runs.checkpoints(tmp_path / "torch")[-1].unlink()
+    assert main(pretrain_config(["--resume", str(tmp_path / "torch")])) == 0
+    assert losses(read_log(tmp_path / "torch")) == torch_
+
+
+def test_a_run_writes_down_what_makes_its_views_and_keeps_to_it(tmp_path, arguments, capsys):
+    pretrain(tmp_path / "run", arguments, "--steps", "1")
+    assert "backend: opencv" in (tmp_path / "run" / "config.yaml").read_text()
+    with pytest.raises(SystemExit):
+        pretrain_config(["--resume", str(tmp_path / "run"), "--views.backend", "torch"])
+    assert "views.backend opencv -> torch" in capsys.readouterr().err
+
+
 def test_a_resumed_run_is_the_run_that_was_not_interrupted(tmp_path, arguments):
     whole = pretrain(tmp_path / "whole", arguments, *VIT, "--steps", "6")
     settings = [*arguments, *VIT, "--steps", "6", "--log.checkpoint_every", "2", "--log.keep", "9"]
@@ -136,7 +156,7 @@ def test_a_resumed_run_is_the_run_that_was_not_interrupted(tmp_path, arguments):
         late.unlink()
     assert main(pretrain_config(["--resume", str(tmp_path / "part")])) == 0
     assert losses(read_log(tmp_path / "part")) == losses(whole)
-    a, b = runs.load_checkpoint(tmp_path / "whole"), runs.load_checkpoint(tmp_path / "part")
+    a, b = runs.last_checkpoint(tmp_path / "whole"), runs.last_checkpoint(tmp_path / "part")
     assert same_tensors(a["method"], b["method"])
     assert same_tensors(a["optimizer"]["state"], b["optimizer"]["state"])
 
@@ -225,7 +245,7 @@ def test_sigterm_saves_and_leaves_with_a_message(tmp_path, arguments):
     assert process.returncode == runs.INTERRUPTED
     assert "SIGTERM: saved at step" in said
     assert f"--resume {run}" in said
-    assert runs.load_checkpoint(run)["step"] == read_log(run)[-1]["step"]
+    assert runs.last_checkpoint(run)["step"] == read_log(run)[-1]["step"]
 
 
 def test_accumulated_micro_batches_give_the_losses_of_one_batch(tmp_path, arguments):

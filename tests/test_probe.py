@@ -1,16 +1,21 @@
 """The probe as a user runs it, on a small world of labelled GeoTIFFs."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import rasterio
+import torch
 
+from ssl_geo.backbones import create_backbone, describe_backbone, export_backbone
 from ssl_geo.config import probe_config
 from ssl_geo.errors import UserError
 from ssl_geo.imagery.rasters import write_geotiff
 from ssl_geo.imagery.sensors import DEFAULT_BANDS
-from ssl_geo.probe import main
+from ssl_geo.probe import PACE_CHIPS, main
+from ssl_geo.probing.features import FeatureExtractor
 
 GRID = {"crs": "EPSG:32632", "transform": (10.0, 0.0, 6e5, 0.0, -10.0, 5.4e6)}
 
@@ -28,6 +33,15 @@ def world(tmp_path_factory):
     write_geotiff(folder / "images" / name, dn, nodata=0, descriptions=list(DEFAULT_BANDS), **GRID)
     write_geotiff(folder / "labels" / name, np.where(classes, 7, 3).astype(np.uint8)[None], **GRID)
     return folder
+
+
+def checkpoint(folder, name, options, bands):
+    """An untrained backbone as pretraining leaves it."""
+    folder.mkdir()
+    torch.manual_seed(5)
+    backbone = create_backbone(name, len(bands), [(32, 32)], **options)
+    statistics = {"mean": [0.2] * len(bands), "std": [0.1] * len(bands)}
+    export_backbone(folder, backbone, describe_backbone(backbone, bands=list(bands), **statistics))
 
 
 def arguments(world, tmp_path, *more):
@@ -61,12 +75,98 @@ def test_a_probe_leaves_report_and_maps_on_the_grid_of_the_image(world, tmp_path
         assert dataset.colormap(1)[3] != dataset.colormap(1)[7]
 
 
+def test_the_backbone_sees_every_chip_once(world, tmp_path, monkeypatch):
+    """Five heads on four layers, three seeds and two epochs; the untrained twin is another backbone."""
+    backbone = ("vit_tiny_patch16_224", {"patch_size": 8, "embed_dim": 24, "depth": 4, "num_heads": 2})
+    checkpoint(tmp_path / "vit", *backbone, DEFAULT_BANDS)
+    seen = []
+    forward = FeatureExtractor.forward
+
+    def counted(self, images):
+        seen.append(len(images))
+        return forward(self, images)
+
+    monkeypatch.setattr(FeatureExtractor, "forward", counted)
+    more = ("--ckpt", str(tmp_path / "vit"), "--layers", "auto", "--seeds", "3")
+    heads = ("--heads", "linear", "patch_linear", "conv_block", "fpn", "dpt")
+    assert main(arguments(world, tmp_path, *more, *heads)) == 0
+    chips, pace = 36, 2 * PACE_CHIPS
+    assert sum(seen) == 2 * chips + pace
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    groups = {group["name"]: group for group in report["groups"]}
+    assert groups["dpt @ all layers"]["seeds"] == [0, 1, 2]
+    assert groups["random initialization, dpt @ all layers"]["seeds"] == [0]
+    assert len([name for name in groups if name.startswith("patch_linear @")]) == 4
+    # The next probe of the same backbone makes no pass, but for the pace.
+    seen.clear()
+    assert main(arguments(world, tmp_path, *more, "--heads", "fpn", "--out", str(tmp_path / "again"))) == 0
+    assert sum(seen) == pace
+
+
+TWELVE = ("B01", *DEFAULT_BANDS[:8], "B09", *DEFAULT_BANDS[8:])
+SIX = ("B02", "B03", "B04", "B08", "B11", "B12")
+REAL = {  # images, labels, settings, bands of the checkpoint, blocks of test at least
+    "landcover": ("landcover/images_l2a", "landcover/labels", ["--split.block", "560"], DEFAULT_BANDS, 15),
+    "water": ("water/images/labelled_image_1.tif", "water/labels", ["--split.block", "560"], DEFAULT_BANDS, 5),
+    "cloud": (
+        "cloud/images",
+        "cloud/labels",
+        ["--data.scale", "1", "--split.block", "56"],
+        ("B02", "B03", "B04", "B08", "B11", "B12"),
+        10,
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+@pytest.mark.parametrize("name", REAL)
+def test_real_labels_give_a_report_and_maps_over_their_images(name, shared_data, tmp_path):
+    images, labels, more, bands, blocks = REAL[name]
+    # A patchifying stem: its features lie where they are drawn. (A ResNet's lie half a stride up and to the left.)
+    checkpoint(tmp_path / "run", "convnext_atto", {"depths": [1, 1, 1, 1], "dims": [16, 16, 24, 32]}, bands)
+    names = [] if name == "cloud" else ["--data.band_names", *TWELVE]
+    given = ["--images", str(shared_data / images), "--labels", str(shared_data / labels), *names, *more]
+    settings = ["--chip_size", "56", "--seeds", "1", "--epochs", "1", "--heads", "linear", "--layers", "0"]
+    places = ["--out", str(tmp_path / "out"), "--cache", str(tmp_path), "--results", str(tmp_path / "results.jsonl")]
+    assert main(probe_config(["--ckpt", str(tmp_path / "run"), *given, *settings, *places])) == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["groups"][0]["blocks"] >= blocks
+    assert report["groups"][0]["gains"]["pixels"]["low"] is not None
+    maps = sorted((tmp_path / "out" / "maps").iterdir())
+    assert len(maps) == (5 if name == "landcover" else 1)
+    found = np.zeros(25, np.int64)
+    for path in maps:
+        image = next((shared_data / images).parent.rglob(path.name))
+        with rasterio.open(image) as over, rasterio.open(path) as dataset:
+            assert (dataset.crs, dataset.transform, dataset.shape) == (over.crs, over.transform, over.shape)
+            classes = dataset.read(1)
+        truth = rasterio.open(shared_data / labels / path.name).read(1)
+        # Shifted by a pixel or two in any direction the map agrees less with its labels.
+        inner = truth[2:-2, 2:-2]
+        shifts = np.lib.stride_tricks.sliding_window_view(classes, inner.shape).reshape(25, *inner.shape)
+        found += (shifts == inner).sum(axis=(1, 2))
+    assert found[12] > 0.999 * found.max()  # of the 25 shifts the one by nothing; labels have slips of their own
+
+
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        (["--heads", "linaer"], "linaer"),
+        (["--heads", "linaer"], "did you mean linear"),
+        (["--heads", "linear", "linear"], "each once"),
         (["--classes", "3"], "7"),
         (["--layers", "layer9"], "layer9"),
+        (["--seeds", "0"], "--seeds is 0"),
+        (["--epochs", "0"], "--epochs is 0"),
+        (["--batch_size", "-1"], "--batch_size is -1"),
+        (["--lr", "0"], "--lr is 0.0"),
+        (["--split.block", "100000"], "--split.block"),
+        (["--split.fractions", "0.8", "0.0", "0.2"], "no chip in val"),
+        (["--split.gap", "5000"], "no valid pixel in"),
+        (["--split.file", "absent.json"], "absent.json"),
+        (["--ckpt", "absent"], "absent"),
+        (["--ckpt", "random:resnet1"], "resnet1"),
+        (["--device", "cuda"], "--device cpu"),
+        (["--chip_size", "0"], "--chip_size 0"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
@@ -75,6 +175,60 @@ def test_wrong_input_is_one_line_and_nothing_is_written(world, tmp_path, more, w
         main(arguments(world, tmp_path, *more))
     assert words in str(error.value)
     assert "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_images_without_labels_are_no_question(tmp_path):
+    for given, lacking in (("images", "labels"), ("labels", "images")):
+        with pytest.raises(UserError, match=f"--{given} without --{lacking}"):
+            main(probe_config(["--ckpt", "random:resnet18", f"--{given}", str(tmp_path)]))
+
+
+def test_a_file_of_splits_is_checked(world, tmp_path):
+    for content, words in (("{", "no readable JSON"), ('["a"]', "must hold"), ('{"other": "train"}', "no split")):
+        (tmp_path / "splits.json").write_text(content)
+        with pytest.raises(UserError, match=words):
+            main(arguments(world, tmp_path, "--split.file", str(tmp_path / "splits.json")))
+
+
+def test_a_band_that_the_images_lack_is_named(world, tmp_path):
+    checkpoint(tmp_path / "run", "resnet18", {}, ["B02", "B01"])
+    with pytest.raises(UserError, match="no band B01"):
+        main(arguments(world, tmp_path, "--ckpt", str(tmp_path / "run")))
+    assert not (tmp_path / "out").exists()
+
+
+def test_labels_on_another_grid_are_refused_or_warped(world, tmp_path, capsys):
+    (labels,) = (world / "labels").iterdir()
+    (tmp_path / "labels").mkdir()
+    with rasterio.open(labels) as dataset:
+        shifted = {**GRID, "transform": (10.0, 0.0, 6e5 + 40, 0.0, -10.0, 5.4e6)}
+        write_geotiff(tmp_path / "labels" / labels.name, dataset.read(), **shifted)
+    with pytest.raises(UserError, match="--align"):
+        main(arguments(world, tmp_path, "--labels", str(tmp_path / "labels")))
+    assert main(arguments(world, tmp_path, "--labels", str(tmp_path / "labels"), "--align", "true")) == 0
+    assert "warped to the image's grid" in capsys.readouterr().out
+
+
+def test_a_checkpoint_from_elsewhere_or_torn_ends_with_exit_code_2(world, tmp_path):
+    torch.save({"weights": [1, 2]}, tmp_path / "elsewhere.pt")
+    checkpoint(tmp_path / "torn", "resnet18", {}, DEFAULT_BANDS)
+    weights = tmp_path / "torn" / "backbone.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    for name in ("elsewhere.pt", "torn"):
+        command = [
+            sys.executable,
+            "-m",
+            "ssl_geo.probe",
+            "--ckpt",
+            str(tmp_path / name),
+            "--out",
+            str(tmp_path / "out"),
+        ]
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        assert ended.returncode == 2
+        (line,) = ended.stderr.splitlines()
+        assert name in line
     assert not (tmp_path / "out").exists()
 
 

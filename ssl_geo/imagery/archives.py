@@ -85,12 +85,14 @@ def walk_scenes(paths: Sequence[Path | str], *, progress: bool = False) -> list[
             elif BAND in path.name:
                 scenes[path] = FoundScene(path, tuple(file for _, file in band_files(path)))
             else:
-                raise UserError(f"{path} does not exist; --data takes folders and GeoTIFF files")
+                raise UserError(f"{path} does not exist; --data (of a probe: --images) takes folders and GeoTIFF files")
     for folder, files in loose.items():
         found = _group(folder, sorted(files), whole=False, any_suffix=True)
         scenes.update((scene.path, scene) for scene in found)
     if not scenes:
-        raise UserError("no path given to look for scenes; name folders or GeoTIFF files with --data")
+        raise UserError(
+            "no path given to look for scenes; --data (of a probe: --images) takes folders and GeoTIFF files"
+        )
     return [scenes[path] for path in sorted(scenes)]
 
 
@@ -109,7 +111,7 @@ def band_files(path: Path) -> list[tuple[str, Path]]:
     is_folder = path.is_dir()
     folder = path if is_folder else path.parent
     if not folder.is_dir() or not (is_folder or BAND in path.name):
-        raise UserError(f"{path} does not exist; --data takes folders and GeoTIFF files")
+        raise UserError(f"{path} does not exist; --data (of a probe: --images) takes folders and GeoTIFF files")
     groups: dict[str, list[tuple[str, Path]]] = {}
     for file in _pooled_files(folder):
         split = _split(file.stem)
@@ -139,7 +141,7 @@ def _walk(folder: Path, entered: set[tuple[int, int]], bar: tqdm[None]) -> list[
             entered.add(_identity(here))
             files, folders = _listing(here)
         except OSError as error:
-            raise UserError(f"cannot list {here} ({error.strerror}); --data takes folders you may read") from error
+            raise UserError(f"cannot list {here} ({error.strerror}); give folders you may read") from error
         bar.update()
         for below in folders:
             if _RESOLUTION_FOLDER.fullmatch(below.name):

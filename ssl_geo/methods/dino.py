@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -126,7 +127,8 @@ class Prototypes(nn.Module):
 
     def forward(self, bottleneck: Tensor) -> Tensor:
         """(N, D) → (N, K)."""
-        return F.linear(bottleneck, self.norm * F.normalize(self.weight, dim=1))
+        # norm · weight / ‖weight‖ and its gradient in one pass each; what nn.utils.weight_norm calls.
+        return F.linear(bottleneck, torch._weight_norm(self.weight, self.norm, 0))
 
 
 class DINOLoss(nn.Module):
@@ -190,11 +192,7 @@ class DINOLoss(nn.Module):
         return F.softmax((teacher_logits.float() - self.center) / teacher_temp, dim=-1)
 
     def compare(self, student_logits: Tensor, probabilities: Tensor) -> Tensor:
-        """Average the cross-entropy over pairs and batch.
-
-        The sum over a teacher view's pairs is one product with the sum of the student's log-probabilities over all
-        views less the same view, so that next to the student's log-probabilities only single (B, K) tensors are made.
-        """
+        """Average the cross-entropy over pairs and batch, one student view at a time (`_CrossEntropy`)."""
         batch, odd = divmod(len(probabilities), 2)
         views = len(student_logits) // max(batch, 1)
         if odd or views < 2 or student_logits.shape != (views * batch, probabilities.shape[1]):
@@ -202,17 +200,55 @@ class DINOLoss(nn.Module):
                 f"student logits {tuple(student_logits.shape)} and teacher logits {tuple(probabilities.shape)}: "
                 "must be (V·B, K) and (2·B, K) with V of at least 2"
             )
-        answers = F.log_softmax(student_logits.float() / self.student_temp, dim=-1).view(views, batch, -1)
-        everywhere = answers.sum(dim=0)
-        total = student_logits.new_zeros((), dtype=torch.float32)
-        for q, same_view in zip(probabilities.chunk(2), answers, strict=False):
-            total = total - torch.sum(q * (everywhere - same_view))
+        total: Tensor = _CrossEntropy.apply(student_logits, probabilities, self.student_temp)
         return total / (batch * (2 * views - 2))
 
     @torch.no_grad()
-    def update_center(self, mean_logits: Tensor) -> None:
-        """Move the center towards the mean raw teacher logits (1, K) of this rank's batch, averaged over ranks."""
-        self.center.lerp_(distributed.mean_over_ranks(mean_logits), 1 - self.center_momentum)
+    def update_center(self, mean_logits: Tensor, finite: Tensor | None = None) -> None:
+        """Move the center towards the mean raw teacher logits (1, K) of this rank's batch, averaged over ranks.
+
+        Args:
+            mean_logits: (1, K).
+            finite: Boolean scalar; where it is False the center stays.
+        """
+        moved = self.center.lerp(distributed.mean_over_ranks(mean_logits), 1 - self.center_momentum)
+        self.center.copy_(moved if finite is None else torch.where(finite, moved, self.center))
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """Sum of -⟨q, log softmax(s / temp)⟩ over the pairs of unlike views and the batch; gradient for s alone.
+
+    All pairs of one student view are a single product, with the sum of the teacher's probabilities in them, and their
+    gradient is pairs · softmax(s / temp) - that sum. So nothing of all views is made but the gradient; beside it single
+    (B, K) tensors, in float32 whatever the logits are.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, probabilities: Tensor, temp: float) -> Tensor:
+        ctx.save_for_backward(logits, probabilities)
+        ctx.temp = temp
+        total = probabilities.new_zeros(())
+        for view, wanted, _ in _pairs(logits, probabilities):
+            total -= F.log_softmax(view.float() / temp, dim=-1).mul_(wanted).sum()
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
+        logits, probabilities = ctx.saved_tensors
+        gradient = torch.empty_like(logits)
+        scale = upstream / ctx.temp
+        parts = gradient.chunk(2 * len(logits) // len(probabilities))
+        for part, (view, wanted, pairs) in zip(parts, _pairs(logits, probabilities), strict=True):
+            part.copy_(F.softmax(view.float() / ctx.temp, dim=-1).mul_(pairs).sub_(wanted).mul_(scale))
+        return gradient, None, None
+
+
+def _pairs(logits: Tensor, probabilities: Tensor) -> Iterator[tuple[Tensor, Tensor, int]]:
+    """Each student view's logits (B, K), the sum of the teacher's probabilities (B, K) over its pairs, their number."""
+    first, second = probabilities.chunk(2)
+    both = first + second
+    for number, view in enumerate(logits.chunk(len(logits) // len(first))):
+        yield view, (second, first, both)[min(number, 2)], 1 if number < 2 else 2
 
 
 class DINO(nn.Module):
@@ -225,7 +261,7 @@ class DINO(nn.Module):
         clip the gradients of method.student
         method.freeze_last_layer(step)
         optimizer step
-        method.after_step(step)          # or method.discard_step() in place of the last three
+        method.after_step(step)
 
     Dropout and drop path are off in the teacher; its BatchNorms stay in training mode and normalize with the batch at
     hand, as in the authors' code, where running statistics are not averaged from the student's either: they are those
@@ -344,27 +380,29 @@ class DINO(nn.Module):
                 parameter.grad = None
 
     @torch.no_grad()
-    def after_step(self, step: int) -> None:
+    def after_step(self, step: int, finite: Tensor | None = None) -> None:
         """Move the center and then, by moving average, the teacher; to be called after the optimizer's step.
 
         The center is moved once, by the mean over all micro-batches and ranks.
+
+        Args:
+            step: Optimizer steps done before.
+            finite: Boolean scalar on the device; where it is False the step is forgotten: center and teacher stay, and
+                BatchNorm statistics go back to what they were (the optimizer's step is the caller's to skip). Nothing
+                waits to see which it is.
         """
         sums, rows = zip(*self._pending, strict=True)
-        self.criterion.update_center(torch.stack(sums).sum(dim=0) / sum(rows))
         self._pending.clear()
-        torch._foreach_lerp_(
-            list(self.teacher.parameters()), list(self.student.parameters()), 1 - self.teacher_momentum(step)
-        )
-
-    @torch.no_grad()
-    def discard_step(self) -> None:
-        """Forget the micro-batches since the last step, as they were not finite.
-
-        They enter neither center nor teacher, and the BatchNorm statistics go back to what they were before them.
-        """
-        self._pending.clear()
+        self.criterion.update_center(torch.stack(sums).sum(dim=0) / sum(rows), finite)
+        student: list[Tensor] = list(self.student.parameters())
+        teacher: list[Tensor] = list(self.teacher.parameters())
+        weight = 1 - self.teacher_momentum(step)
+        if finite is None:
+            torch._foreach_lerp_(teacher, student, weight)
+            return
+        torch._foreach_lerp_(teacher, student, [weight * finite] * len(student))
         for buffer, before in zip(self._running_statistics(), self._statistics_before, strict=True):
-            buffer.copy_(before)
+            torch.where(finite, buffer, before, out=buffer)
 
     def health(self) -> dict[str, Tensor]:
         """Measures of the last micro-batch on this rank, as scalars on the device: no wait for it.

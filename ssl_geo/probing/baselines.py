@@ -19,7 +19,6 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 from ssl_geo.errors import UserError
-from ssl_geo.probing.metrics import Counts
 
 Floats32 = npt.NDArray[np.float32]
 
@@ -35,13 +34,6 @@ def majority_class(train_support: npt.NDArray[np.integer]) -> int:
     if train_support.sum() == 0:
         raise UserError("no valid pixel in train: change --split.block or --split.fractions")
     return int(train_support.argmax())
-
-
-def constant_confusion(support: npt.NDArray[np.integer], constant: int) -> Counts:
-    """Confusion matrices (..., C, C) of predicting one class everywhere, from the labels' pixels (..., C)."""
-    matrix = np.zeros((*support.shape, support.shape[-1]), dtype=np.int64)
-    matrix[..., constant] = support
-    return matrix
 
 
 # --- pixels --------------------------------------------------------------------------------------------------------

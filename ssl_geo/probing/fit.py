@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ssl_geo.probing.metrics import collapse, confusion, miou
+from ssl_geo.probing.report import Kind
 from ssl_geo.probing.store import FeatureStore
 
 IGNORE = 255
@@ -28,20 +29,22 @@ class Fitted:
     Attributes:
         head: With the weights of its best epoch.
         layers: Layers that it reads, coarse to fine.
-        best_epoch: Counted from 1; the one with the greatest validation mIoU.
+        best_epoch: Counted from 1; the one with the greatest validation mIoU; None without epochs.
         validation_miou: After each epoch.
         train_loss: Mean of each epoch.
         collapsed: What is wrong with it in a sentence, or None.
         retried: Whether these weights come from a second try.
+        kind: How it was trained: a head by steps, the linear probe by L-BFGS.
     """
 
     head: nn.Module
     layers: list[str]
-    best_epoch: int = 0
+    best_epoch: int | None = None
     validation_miou: list[float] = field(default_factory=list)
     train_loss: list[float] = field(default_factory=list)
     collapsed: str | None = None
     retried: bool = False
+    kind: Kind = "head"
 
 
 @dataclass(frozen=True)
@@ -63,9 +66,13 @@ class Recipe:
     seed: int
 
 
-def class_weights(labels: npt.NDArray[np.uint8], num_classes: int) -> Tensor:
-    """Inverse square root of each class's frequency, with mean 1 over the pixels; 0 for classes without any."""
-    counts = np.bincount(labels.ravel(), minlength=256)[:num_classes].astype(np.float64)
+def class_weights(class_pixels: npt.NDArray[np.int64]) -> Tensor:
+    """Inverse square root of each class's frequency (C,), with mean 1 over the pixels; 0 for classes without any.
+
+    Args:
+        class_pixels: (N, C) pixels of each chip and class.
+    """
+    counts = class_pixels.sum(axis=0).astype(np.float64)
     weights = np.where(counts > 0, 1 / np.sqrt(np.maximum(counts, 1)), 0)
     return torch.from_numpy((weights * counts.sum() / (weights * counts).sum()).astype(np.float32))
 

@@ -1,6 +1,6 @@
-"""Linear probes without a training loop: logistic regression by L-BFGS, ridge classification in closed form.
+"""The linear probe without a training loop: logistic regression by L-BFGS.
 
-Both standardize the features, take an L2 penalty on the weights (not on the bias), and choose it on validation. The
+It standardizes the features, takes an L2 penalty on the weights (not on the bias), and chooses it on validation. The
 features stay as they are stored (float16, memory-mapped): they are read in chunks, and the standardizing is folded into
 the weights at the end.
 """
@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from scipy.optimize import minimize
 from torch import Tensor
 
@@ -39,7 +38,7 @@ class LinearProbe:
         weight: (C, D) float32.
         bias: (C,) float32; -10⁴ for a class without a training pixel, which is therefore never predicted.
         penalty: The one chosen.
-        validation: mIoU on validation for each penalty tried; empty without validation.
+        validation: mIoU on validation for each penalty tried, from strong to weak; empty without validation.
         converged: Whether the optimizer ended before its limit of iterations, for the chosen penalty.
     """
 
@@ -62,10 +61,6 @@ class LinearProbe:
         """(N, D) features -> (N,) int64 class ids."""
         return self.logits(features).argmax(1)
 
-    def to_head(self) -> tuple[Tensor, Tensor]:
-        """Weight (C, D, 1, 1) and bias (C,) of a 1×1 convolution that gives the same logits."""
-        return self.weight[:, :, None, None].clone(), self.bias.clone()
-
 
 def fit_linear(
     features: Features,
@@ -85,7 +80,8 @@ def fit_linear(
     """Multinomial logistic regression by L-BFGS (Liu & Nocedal 1989), the same minimum as scikit-learn's.
 
     Minimizes Σ w_y · cross entropy / Σ w_y + λ/2 ‖W‖² for each penalty λ (scikit-learn's C = 1 / (λ N)), from strong
-    to weak, each started at the solution before it, and keeps the one with the best mIoU on validation.
+    to weak, each started at the solution before it, and keeps the one with the best mIoU on validation. A weaker
+    penalty is not tried any more once the mIoU has fallen.
 
     Args:
         features: (N, D), one row a pixel or token; numpy (memory-mapped, float16) or a tensor on any device.
@@ -93,7 +89,7 @@ def fit_linear(
         num_classes: Number of classes C.
         val_features: (M, D) of validation; None allows one penalty only.
         val_labels: (M,).
-        penalties: λ to try.
+        penalties: λ to try, as far as they help.
         class_weights: (C,) w, all 1 by default.
         limit: Most training rows, drawn by seed, which bounds the time; None takes all.
         ignore: The label that is left out.
@@ -111,8 +107,7 @@ def fit_linear(
     _choosable(penalties, val_labels, ignore)
     training = _Training(features, labels, num_classes, class_weights, limit, ignore, seed)
     classes, width = len(training.present), training.width
-    _, covariance, _ = training.moments()
-    values, vectors = torch.linalg.eigh(covariance)
+    values, vectors = torch.linalg.eigh(training.covariance())
 
     def objective(flat: Floats, penalty: float, scale: Tensor) -> tuple[float, Floats]:
         solution = torch.from_numpy(flat).view(classes, width + 1).to(scale.device)
@@ -145,66 +140,6 @@ def fit_linear(
     return _best(solutions(), training, num_classes, val_features, val_labels, ignore)
 
 
-def fit_ridge(
-    features: Features,
-    labels: Labels,
-    num_classes: int,
-    val_features: Features | None = None,
-    val_labels: Labels | None = None,
-    *,
-    penalties: Sequence[float] = PENALTIES,
-    class_weights: Floats | None = None,
-    limit: int | None = None,
-    ignore: int = 255,
-    seed: int = 0,
-) -> LinearProbe:
-    """Ridge regression on targets of +1 and -1 in closed form, as scikit-learn's RidgeClassifier: one pass, all λ.
-
-    Minimizes Σ w_y ‖target - (x W + b)‖² / Σ w_y + λ ‖W‖² (RidgeClassifier's alpha = λ N). The eigenvectors of the
-    weighted covariance solve it for every λ. Its logits are scores, not log-probabilities: a calibration error of them
-    says nothing.
-
-    Args:
-        features: (N, D), one row a pixel or token.
-        labels: (N,) class ids, `ignore` where there is none.
-        num_classes: Number of classes C.
-        val_features: (M, D) of validation; None allows one penalty only.
-        val_labels: (M,).
-        penalties: λ to try.
-        class_weights: (C,) w, all 1 by default.
-        limit: Most training rows, drawn by seed; None takes all.
-        ignore: The label that is left out.
-        seed: Of that draw.
-
-    Returns:
-        The probe.
-
-    Raises:
-        UserError: As `fit_linear`.
-    """
-    _choosable(penalties, val_labels, ignore)
-    training = _Training(features, labels, num_classes, class_weights, limit, ignore, seed)
-    centre, covariance, cross = training.moments()
-    values, vectors = torch.linalg.eigh(covariance)
-    projected, level = vectors.T @ cross, training.class_level()
-
-    def solutions() -> Iterator[tuple[float, Tensor, bool]]:
-        for penalty in sorted(penalties, reverse=True):
-            weight = (vectors @ (projected / (values.clamp(min=0)[:, None] + penalty))).T
-            yield penalty, torch.cat([weight, (level - weight @ centre)[:, None]], 1), True
-
-    return _best(solutions(), training, num_classes, val_features, val_labels, ignore)
-
-
-def balanced_weights(labels: Labels, num_classes: int, ignore: int = 255) -> Floats:
-    """(C,) weights inverse to the pixels of each class, mean 1 over pixels; 0 for a class that is not there."""
-    target = _as_tensor(labels).long()
-    counts = torch.bincount(target[target != ignore], minlength=num_classes).cpu().numpy().astype(np.float64)
-    present = counts > 0
-    weights: Floats = np.divide(counts.sum() / max(present.sum(), 1), counts, out=np.zeros(num_classes), where=present)
-    return weights
-
-
 # --- shared ----------------------------------------------------------------------------------------------------------
 
 
@@ -222,7 +157,7 @@ def _chunks(features: Features) -> Iterator[Tensor]:
 def _choosable(penalties: Sequence[float], val_labels: Labels | None, ignore: int) -> None:
     """Refuse penalties that are none, and a choice that nothing decides."""
     if not penalties or not all(math.isfinite(penalty) and penalty > 0 for penalty in penalties):
-        raise UserError(f"penalties {tuple(penalties)}: numbers greater than 0 are needed, set --linear.penalties")
+        raise ValueError(f"penalties {tuple(penalties)}: numbers greater than 0 are needed")
     if val_labels is None:
         if len(penalties) > 1:
             raise UserError(
@@ -271,7 +206,7 @@ class _Training:
         if low < 0 or high >= num_classes:
             raise UserError(
                 f"labels hold {low if low < 0 else high}, allowed are 0 ... {num_classes - 1} and {ignore} (no label): "
-                "set --data.classes to the values there are, or --data.ignore"
+                "set --classes to the values there are, or --ignore"
             )
         counts = torch.bincount(target, minlength=num_classes)
         self.present = torch.nonzero(counts)[:, 0]
@@ -290,9 +225,7 @@ class _Training:
         total = torch.stack([chunk.sum(0, dtype=torch.float64) for chunk in _chunks(self._features)]).sum(0)
         mean = total / len(self._features)
         if not bool(mean.isfinite().all()):
-            raise UserError(
-                "features hold NaN or infinity: extract them again in float32, with --features.dtype float32"
-            )
+            raise UserError("features hold NaN or infinity: the backbone diverged; probe another checkpoint, --ckpt")
         spread = [(chunk - mean.float()).square().sum(0, dtype=torch.float64) for chunk in _chunks(self._features)]
         deviation = (torch.stack(spread).sum(0) / len(self._features)).sqrt()
         # A spread that is only the rounding of the mean is none.
@@ -310,22 +243,14 @@ class _Training:
             here = slice(number * CHUNK, (number + 1) * CHUNK)
             yield row, self._target[here], self._weights[here]
 
-    def moments(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Weighted mean (D,) and covariance (D, D) of the features, and covariance (D, P) with targets of ±1."""
-        gram = self.mean.new_zeros(self.width, self.width)
-        centre, cross = self.mean.new_zeros(self.width), self.mean.new_zeros(self.width, len(self.present))
-        for row, truth, weight in self._rows():
+    def covariance(self) -> Tensor:
+        """Weighted covariance (D, D) of the standardized features, float64."""
+        gram, centre = self.mean.new_zeros(self.width, self.width), self.mean.new_zeros(self.width)
+        for row, _, weight in self._rows():
             weighted = (row * weight[:, None]).T
             gram += weighted @ row
             centre += weighted.sum(1, dtype=torch.float64)
-            cross += weighted @ (2 * F.one_hot(truth, len(self.present)) - 1).float()
-        level = self.class_level()
-        return centre, gram - centre[:, None] * centre, cross - centre[:, None] * level
-
-    def class_level(self) -> Tensor:
-        """(P,) weighted mean of the targets of ±1."""
-        share = [self._weights[self._target == own].sum(dtype=torch.float64) for own in range(len(self.present))]
-        return 2 * torch.stack(share) - 1
+        return gram - centre[:, None] * centre
 
     def cross_entropy(self, weight: Tensor, bias: Tensor) -> tuple[float, Tensor]:
         """Weighted mean cross entropy of weight (P, D) and bias (P,), and its gradient (P, D + 1); float64."""
@@ -364,5 +289,9 @@ def _best(
         probes.append(probe)
         if val_features is not None and val_labels is not None:
             predicted = probe.predict(val_features).cpu()
-            tried[penalty] = float(miou(confusion(_as_tensor(val_labels).cpu(), predicted, num_classes, ignore)))
+            reached = float(miou(confusion(_as_tensor(val_labels).cpu(), predicted, num_classes, ignore)))
+            falling = reached < max(tried.values(), default=0.0)
+            tried[penalty] = reached
+            if falling:  # weaker penalties fit the training rows ever closer, at the greatest cost
+                break
     return max(probes, key=lambda probe: tried.get(probe.penalty, 0.0))

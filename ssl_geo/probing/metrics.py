@@ -86,7 +86,7 @@ def confusion_by_block(
     if low < 0 or high >= num_classes:
         raise UserError(
             f"labels hold {low if low < 0 else high}, allowed are 0 ... {num_classes - 1} and {ignore} (no label): "
-            "set --data.classes to the values there are, or --data.ignore"
+            "set --classes to the values there are, or --ignore"
         )
     if prediction.min().item() < 0 or prediction.max().item() >= num_classes:
         raise ValueError(f"predictions go beyond 0 ... {num_classes - 1}")

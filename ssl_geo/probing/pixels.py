@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ssl_geo.probing.fit import Fitted
 from ssl_geo.probing.heads import resize
-from ssl_geo.probing.linear import LinearProbe, fit_linear
+from ssl_geo.probing.linear import fit_linear
 from ssl_geo.probing.store import FeatureStore
 
 IGNORE = 255
@@ -22,7 +23,7 @@ Labels = npt.NDArray[np.uint8]
 def sample_rows(
     read: Callable[[int], tuple[Floats, Labels]], chips: npt.NDArray[np.int64], rows: int, seed: int
 ) -> tuple[Floats, Labels]:
-    """Draw labelled pixels evenly from chips.
+    """Draw labelled pixels evenly from chips whose features are maps of full resolution.
 
     Args:
         read: Gives features (F, H, W) and labels (H, W) of a chip by its number.
@@ -33,15 +34,51 @@ def sample_rows(
     Returns:
         Features (N, F) and labels (N,).
     """
-    each = max(1, rows // max(len(chips), 1))
     features: list[Floats] = []
     classes: list[Labels] = []
     for number in chips.tolist():
         maps, labels = read(number)
-        places = np.flatnonzero(labels.ravel() != IGNORE)
-        if len(places) > each:
-            places = np.random.default_rng((seed, number)).choice(places, each, replace=False)
+        places = draw_places(labels, number, rows // len(chips), seed)
         features.append(maps.reshape(len(maps), -1)[:, places].T)
+        classes.append(labels.ravel()[places])
+    return np.concatenate(features), np.concatenate(classes)
+
+
+def draw_places(labels: Labels, number: int, most: int, seed: int) -> npt.NDArray[np.int64]:
+    """Places in labels.ravel() of at most so many labelled pixels (at least one, if there is one) of a chip."""
+    places: npt.NDArray[np.int64] = np.flatnonzero(labels.ravel() != IGNORE)
+    most = max(1, most)
+    return places if len(places) <= most else np.random.default_rng((seed, number)).choice(places, most, replace=False)
+
+
+def stored_rows(
+    store: FeatureStore, layers: Sequence[str], chips: npt.NDArray[np.int64], rows: int, seed: int
+) -> tuple[Floats, Labels]:
+    """As `sample_rows`, of stored layers side by side, each interpolated bilinearly at the drawn pixels alone.
+
+    Returns:
+        Features (N, all layers' channels) and labels (N,).
+    """
+    features: list[Floats] = []
+    classes: list[Labels] = []
+    for number in chips.tolist():
+        labels = store.labels[number]
+        height, width = labels.shape
+        places = draw_places(labels, number, rows // len(chips), seed)
+        y, x = np.divmod(places, width)
+        # Pixel centres in the coordinates of grid_sample, -1 ... 1 from edge to edge.
+        points = torch.from_numpy(np.stack([(2 * x + 1) / width - 1, (2 * y + 1) / height - 1], 1, dtype=np.float32))
+        sampled = [
+            F.grid_sample(
+                torch.from_numpy(np.asarray(store.layers[name][number], np.float32))[None],
+                points[None, None],
+                mode="bilinear",
+                padding_mode="border",
+                align_corners=False,
+            )[0, :, 0]
+            for name in layers
+        ]
+        features.append(torch.cat(sampled).T.numpy())
         classes.append(labels.ravel()[places])
     return np.concatenate(features), np.concatenate(classes)
 
@@ -78,10 +115,11 @@ def fit_linear_on_layers(
     validation: npt.NDArray[np.int64],
     num_classes: int,
     *,
-    rows: int = 60_000,
+    rows: int,
+    class_weights: npt.NDArray[np.float64] | None = None,
     seed: int = 0,
-) -> tuple[LinearOnLayers, LinearProbe]:
-    """Logistic regression by L-BFGS on the pixels of stored features, all layers side by side: answers in seconds.
+) -> Fitted:
+    """Logistic regression by L-BFGS on pixels of stored features, all layers side by side.
 
     Args:
         store: Features and labels.
@@ -90,16 +128,11 @@ def fit_linear_on_layers(
         validation: Chips to choose the penalty by.
         num_classes: C.
         rows: Most pixels to fit on.
-        seed: Of their draw.
+        class_weights: (C,) in the loss.
+        seed: Of the draw of pixels.
     """
-
-    def read(number: int) -> tuple[Floats, Labels]:
-        labels = store.labels[number]
-        maps = [torch.from_numpy(np.asarray(store.layers[name][number], np.float32))[None] for name in layers]
-        dense = torch.cat([resize(part, (labels.shape[0], labels.shape[1])) for part in maps], dim=1)
-        return dense[0].numpy(), labels
-
-    features, labels = sample_rows(read, train, rows, seed)
-    probe = fit_linear(features, labels, num_classes, *sample_rows(read, validation, rows // 2, seed), seed=seed)
-    channels = [store.layers[name].shape[1] for name in layers]
-    return LinearOnLayers(probe.weight, probe.bias, channels), probe
+    features, labels = stored_rows(store, layers, train, rows, seed)
+    chosen_by = stored_rows(store, layers, validation, rows // 2, seed)
+    probe = fit_linear(features, labels, num_classes, *chosen_by, class_weights=class_weights, seed=seed)
+    head = LinearOnLayers(probe.weight, probe.bias, [store.layers[name].shape[1] for name in layers])
+    return Fitted(head, list(layers), validation_miou=[probe.validation[probe.penalty]], kind="linear probe")

@@ -14,7 +14,7 @@ Schema 1 of report.json. A number that does not exist (class absent from the lab
     collapsed    [{name, reason}] of the results that learnt nothing
     references   {pixels, random_initialization}: a group, and what stands before a group's name in its twin's name
     groups       one for each model, its seeds together; heads, linear probes, baselines, each by falling mIoU:
-      name, kind, parameters, seeds [..], runs, collapsed (runs), retried (runs), seconds (all runs), validation_miou
+      name, kind, parameters, seeds [..], runs, collapsed (runs), retried (runs), validation_miou
       blocks, reliable       spatial blocks with a valid pixel; whether they are enough for an interval
       scores                 miou (macro), micro_iou, frequency_weighted_iou, overall_accuracy, macro_f1, each
                              {value, low, high, mean, sd}: of the counts of all seeds added up, with the 95 % interval
@@ -25,16 +25,13 @@ Schema 1 of report.json. A number that does not exist (class absent from the lab
       gains                  {pixels, random_initialization}, each null or {reference, value, low, high, blocks, p}: its
                              mIoU less the reference's on the same blocks
     results      one for each run: name, group, kind, seed, parameters, best_epoch, validation_miou, collapsed, retried,
-                 seconds, scores {miou, ...}, confusion (C, C; rows = label, columns = prediction)
+                 scores {miou, ...}, confusion (C, C; rows = label, columns = prediction)
 """
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -43,7 +40,9 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from ssl_geo.errors import UserError
+from ssl_geo.files import written_whole
 from ssl_geo.probing.intervals import MIN_BLOCKS, Statistic, bootstrap, paired_difference
+from ssl_geo.probing.markdown import Json, markdown, with_interval
 from ssl_geo.probing.metrics import (
     Counts,
     Floats,
@@ -60,7 +59,6 @@ from ssl_geo.probing.metrics import (
 SCHEMA = 1
 Kind = Literal["head", "linear probe", "baseline"]
 KINDS: tuple[Kind, ...] = get_args(Kind)  # in the order of the table
-Json = dict[str, Any]
 
 # Scores of a whole model, by their names in `Scores`.
 STATISTICS: dict[str, Statistic] = {
@@ -70,7 +68,6 @@ STATISTICS: dict[str, Statistic] = {
     "overall_accuracy": overall_accuracy,
     "macro_f1": macro_f1,
 }
-ABSENT = "—"
 
 
 @dataclass(frozen=True)
@@ -90,7 +87,6 @@ class ModelResult:
         best_epoch: Chosen on validation, counted from 1.
         collapsed: What is wrong with it in a sentence (`metrics.collapse`), or None.
         retried: Whether it was trained a second time because the first collapsed.
-        seconds: To train and evaluate it.
     """
 
     name: str
@@ -105,7 +101,6 @@ class ModelResult:
     best_epoch: int | None = None
     collapsed: str | None = None
     retried: bool = False
-    seconds: float = 0.0
 
 
 @dataclass
@@ -173,10 +168,6 @@ class ProbeReport:
         plain: Json = _plain(report)
         return plain
 
-    def to_markdown(self) -> str:
-        """The report for a reader; its first line is the headline."""
-        return markdown(self.to_json())
-
     def _check(self) -> None:
         classes, names, kinds = len(self.class_names), set[str](), dict[str, str]()
         for result in self.results:
@@ -215,7 +206,6 @@ class ProbeReport:
             "runs": len(runs),
             "collapsed": sum(run.collapsed is not None for run in runs),
             "retried": sum(run.retried for run in runs),
-            "seconds": sum(run.seconds for run in runs),
             "validation_miou": _mean([run.validation_miou for run in runs]),
             "blocks": intervals["miou"].blocks,
             "reliable": intervals["miou"].reliable,
@@ -305,12 +295,12 @@ def _headline(groups: Sequence[Json], best: str | None) -> str:
         only = all(group["kind"] == "baseline" for group in groups)
         return f"no model was chosen: {'there are only baselines' if only else 'none has a validation score'}"
     group = _plain(next(group for group in groups if group["name"] == best))
-    parts = [f"{best}: mIoU {_with_interval(group['scores']['miou'])}"]
+    parts = [f"{best}: mIoU {with_interval(group['scores']['miou'])}"]
     if not group["reliable"]:
         parts[0] += f" (no interval: {group['blocks']} blocks, {MIN_BLOCKS} needed)"
     for key, gain in group["gains"].items():
         over = key.replace("_", " ")
-        parts.append(f"{_with_interval(gain, '+')} over {over}" if gain else f"gain over {over} unknown")
+        parts.append(f"{with_interval(gain, '+')} over {over}" if gain else f"gain over {over} unknown")
     parts.append("the only model" if group["validation_miou"] is None else "chosen on validation")
     if group["collapsed"]:
         parts.append(f"but COLLAPSED in {group['collapsed']} of {group['runs']} runs")
@@ -321,7 +311,7 @@ def _result(result: ModelResult) -> Json:
     matrix = result.blocks.sum(0)
     keys = ("name", "group", "kind", "seed", "parameters", "best_epoch", "validation_miou")
     return {
-        **{key: getattr(result, key) for key in (*keys, "collapsed", "retried", "seconds")},
+        **{key: getattr(result, key) for key in (*keys, "collapsed", "retried")},
         "scores": {key: float(statistic(matrix)) for key, statistic in STATISTICS.items()},
         "confusion": matrix,
     }
@@ -351,209 +341,28 @@ def _plain(value: Any) -> Any:
     return value if value is None or isinstance(value, str | int) else str(value)
 
 
-# --- report.md -------------------------------------------------------------------------------------------------------
-
-
-READING = (
-    "mIoU, with its 95 % interval over spatial blocks of the test split, is that of all seeds' counts added up; the "
-    "spread between seeds is beside it. Means run over the classes that the labels hold. Gains are differences of mIoU "
-    "on the same blocks; one whose interval holds 0 is no evidence, and p (two-sided) is not corrected for the number "
-    "of models."
-)
-
-
-def markdown(report: Json) -> str:
-    """Render a report.json for a reader.
-
-    Args:
-        report: As of `ProbeReport.to_json`, or read from the file.
-
-    Returns:
-        Markdown whose first line is the headline.
-    """
-    part = [report["headline"]]
-    if report["collapsed"]:
-        part += [
-            "**Collapsed, these models learnt nothing:**",
-            _list(f"{c['name']}: {c['reason']}" for c in report["collapsed"]),
-        ]
-    part += ["## Models on the test split", _models(report["groups"]), READING]
-    for group in report["groups"]:
-        if group["name"] == report["best"]:
-            part += [f"## Classes: {_cell(group['name'])}", _classes(group["per_class"])]
-    part += ["## Splits", _list(report["splits"]), "## Warnings", _list(report["warnings"])]
-    for title in ("checkpoint", "settings", "files"):
-        part += [f"## {title.capitalize()}", _list(f"{k}: {_text(v)}" for k, v in report[title].items())]
-    part += ["## Timings", _list(f"{name}: {seconds:.1f} s" for name, seconds in report["timings"].items())]
-    return "\n\n".join(part) + "\n"
-
-
-def _models(groups: Sequence[Json]) -> str:
-    header = ["model", "kind", "parameters", "seeds", "mIoU", "seeds' mean ± sd", "over pixels"]
-    header += ["over random initialization", "micro IoU", "weighted IoU", "accuracy", "macro F1", "boundary IoU"]
-    rows = []
-    for group in groups:
-        values = group["scores"]
-        first = values["miou"]
-        rows.append(
-            [
-                group["name"] + (" (collapsed)" if group["collapsed"] else ""),
-                group["kind"],
-                ABSENT if group["parameters"] is None else f"{group['parameters']:,}",
-                ", ".join(map(str, group["seeds"])) or ABSENT,
-                _with_interval(first),
-                ABSENT if first["sd"] is None else f"{_number(first['mean'])} ± {_number(first['sd'])}",
-                *(_gained(gain) for gain in group["gains"].values()),
-                *(_number(values[key]["value"]) for key in STATISTICS if key != "miou"),
-                _number(group["boundary_iou"]),
-                _number(group["expected_calibration_error"]),
-                _number(group["validation_miou"]),
-            ]
-        )
-    return _table([*header, "calibration error", "validation mIoU"], rows)
-
-
-def _classes(per_class: Sequence[Json]) -> str:
-    keys = ("iou", "f1", "precision", "recall", "boundary_iou")
-    rows = [[c["name"], str(c["id"]), f"{c['support']:,}", *(_number(c[key]) for key in keys)] for c in per_class]
-    return _table(["class", "id", "pixels", "IoU", "F1", "precision", "recall", "boundary IoU"], rows)
-
-
-def _number(value: float | None, sign: Literal["", "+"] = "") -> str:
-    return ABSENT if value is None else f"{value:{sign}.3f}"
-
-
-def _with_interval(score: Json, sign: Literal["", "+"] = "") -> str:
-    bounds = f" [{_number(score['low'], sign)}, {_number(score['high'], sign)}]" if score["low"] is not None else ""
-    return _number(score["value"], sign) + bounds
-
-
-def _gained(gain: Json | None) -> str:
-    if gain is None:
-        return ABSENT
-    return _with_interval(gain, "+") + ("" if gain["p"] is None else f", p {_number(gain['p'])}")
-
-
-def _text(value: Any) -> str:
-    """A setting as a reader writes it, on one line."""
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(_cell(text) for text in line) + " |" for line in lines)
-
-
-def _list(lines: Any) -> str:
-    return "\n".join(f"- {' '.join(line.split())}" for line in lines) or "none"
-
-
-# --- files -----------------------------------------------------------------------------------------------------------
-
-
-def write_report(folder: Path, report: ProbeReport) -> tuple[Path, Path]:
+def write_report(folder: Path, report: Json) -> Path:
     """Write report.json and report.md, each whole or not at all.
 
     Args:
         folder: Made where it is missing.
-        report: What was found.
+        report: As of `ProbeReport.to_json`.
 
     Returns:
-        Paths of report.json and report.md.
+        Path of report.md; report.json is beside it.
 
     Raises:
         UserError: The folder cannot be written.
     """
-    content = report.to_json()
     texts = {  # report.json last: where it is, both are
-        "report.md": markdown(content),
-        "report.json": json.dumps(content, allow_nan=False, ensure_ascii=False, indent=1) + "\n",
+        "report.md": markdown(report),
+        "report.json": json.dumps(report, allow_nan=False, ensure_ascii=False, indent=1) + "\n",
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in texts.items():
-            partial = folder / f".{name}.{os.getpid()}"
-            try:
-                with partial.open("w", encoding="utf-8") as file:
-                    file.write(text)
-                    file.flush()
-                    os.fsync(file.fileno())
-                partial.replace(folder / name)
-            finally:
-                partial.unlink(missing_ok=True)
+            with written_whole(folder / name) as partial:
+                partial.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(f"--out {folder} cannot be written ({error.strerror}); name another folder") from error
-    return folder / "report.json", folder / "report.md"
-
-
-def append_result(path: Path, row: Mapping[str, Any]) -> None:
-    """Add one line to a table of results that several processes may write to at once.
-
-    Args:
-        path: JSON lines; made where it is missing.
-        row: What the line holds; numbers that are not finite become null.
-
-    Raises:
-        UserError: The file cannot be written; nothing of the row is then in it.
-    """
-    line = json.dumps(_plain(row), allow_nan=False).encode() + b"\n"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            size = os.fstat(descriptor).st_size
-            if size and os.pread(descriptor, 1, size - 1) != b"\n":
-                line = b"\n" + line  # a writer was killed within its line: that one must not spoil this
-            if os.write(descriptor, line) != len(line):
-                os.ftruncate(descriptor, size)
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        raise UserError(f"results table {path} cannot be written ({error.strerror}); name another file") from error
-
-
-def read_results(path: Path) -> tuple[list[Json], list[str]]:
-    """Read a table of results.
-
-    Args:
-        path: As written by `append_result`.
-
-    Returns:
-        The rows in the order they were added, and one sentence for each line that is torn (a writer was killed).
-
-    Raises:
-        UserError: There is no such file.
-    """
-    try:
-        with path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH)
-            lines = file.read().split(b"\n")
-    except OSError as error:
-        raise UserError(
-            f"results table {path} cannot be read ({error.strerror}); name the file that a probe wrote"
-        ) from error
-    rows: list[Json] = []
-    torn: list[str] = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        if isinstance(row, dict):
-            rows.append(row)
-        else:
-            torn.append(
-                f"{path}: line {number} is no complete row and was left out: {line[:60].decode(errors='replace')}"
-            )
-    return rows, torn
+    return folder / "report.md"

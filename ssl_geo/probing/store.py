@@ -70,6 +70,11 @@ def predicted_bytes(extractor: FeatureExtractor, chips: int, size: tuple[int, in
     return chips * (features + size[0] * size[1])
 
 
+def stored_chips(folder: Path) -> int:
+    """How many chips an earlier run has left in a store."""
+    return int(_read_state(folder).get("done", 0))
+
+
 def extract(
     extractor: FeatureExtractor,
     read_chip: ReadChip,
@@ -91,16 +96,16 @@ def extract(
         memory: Stores up to so many bytes are read into memory, larger ones stay memory-mapped.
         batch_size: Chips a pass.
         device: Where the backbone computes.
-        say: Takes the lines that tell size and time.
+        say: Takes lines about what was there already, and about features beyond float16.
     """
     began = time.perf_counter()
     extractor.model.eval()
     state = _read_state(folder)
-    done = int(state.get("done", 0))
+    done = stored_chips(folder)
     passes = chips - done
     dtype = np.dtype(state.get("dtype", "float16"))
     while done < chips:
-        finished = _fill(extractor, read_chip, chips, folder, done, dtype, batch_size, device, say)
+        finished = _fill(extractor, read_chip, chips, folder, done, dtype, batch_size, device)
         if finished:
             break
         say("features beyond float16's range: kept as float32 instead")
@@ -126,13 +131,11 @@ def _fill(
     dtype: np.dtype[Any],
     batch_size: int,
     device: torch.device | None,
-    say: Callable[[str], None],
 ) -> bool:
     """Write the chips from `done` on; False where a feature does not fit the dtype."""
     folder.mkdir(parents=True, exist_ok=True)
     arrays: list[npt.NDArray[Any]] = []
     bar = tqdm(total=chips, initial=done, unit="chip", desc="features", delay=2, dynamic_ncols=True)
-    began = time.perf_counter()
     with bar:
         for start in range(done, chips, batch_size):
             pairs = [read_chip(number) for number in range(start, min(start + batch_size, chips))]
@@ -145,10 +148,6 @@ def _fill(
                 if array.dtype == np.float16 and np.abs(values).max() > FLOAT16_MAX:
                     return False
                 array[start : start + len(pairs)] = values
-            if start == done:
-                size = sum(array.nbytes for array in arrays)
-                about = (time.perf_counter() - began) * (chips - done) / len(pairs)
-                say(f"features of {chips} chips: {size / 1e6:.0f} MB in {folder}, about {about:.0f} s")
             finished = start + len(pairs)
             if finished == chips or (start // batch_size) % 16 == 15:
                 for array in arrays:

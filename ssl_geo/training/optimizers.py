@@ -8,7 +8,18 @@ import torch
 from torch import Tensor, nn
 
 
-def adamw(module: nn.Module) -> torch.optim.AdamW:
+class AdamW(torch.optim.AdamW):
+    """AdamW in one kernel, which does nothing where `found_inf` is 1: decided on the device.
+
+    Attributes:
+        found_inf: Scalar on the device, to be set before each step: 1 where the gradients are not finite, else 0 (the
+            name is that of torch.amp.GradScaler, which skips steps in the same way).
+    """
+
+    found_inf: Tensor | None = None
+
+
+def adamw(module: nn.Module) -> AdamW:
     """Make AdamW with one decayed and one undecayed group.
 
     Biases and one-dimensional parameters (norms) are not decayed, as in the reference
@@ -18,7 +29,7 @@ def adamw(module: nn.Module) -> torch.optim.AdamW:
     decayed = [p for name, p in trained if p.ndim > 1 and not name.endswith(".bias")]
     undecayed = [p for name, p in trained if p.ndim <= 1 or name.endswith(".bias")]
     groups = [{"params": decayed, "decayed": True}, {"params": undecayed, "decayed": False}]
-    return torch.optim.AdamW(groups, lr=0.0, weight_decay=0.0, fused=True)
+    return AdamW(groups, lr=0.0, weight_decay=0.0, fused=True)
 
 
 def set_step_values(optimizer: torch.optim.Optimizer, *, lr: float, weight_decay: float) -> None:
@@ -41,9 +52,9 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tenso
         The norm over all gradients before clipping, a scalar tensor; not finite if any gradient is not.
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
-    norms = torch._foreach_norm(gradients)
+    norms = torch.stack(torch._foreach_norm(gradients)).float()
     if max_norm > 0:
-        factors = [torch.clamp(max_norm / (norm + 1e-6), max=1.0) for norm in norms]
-        torch._foreach_mul_(gradients, factors)
-    total: Tensor = torch.linalg.vector_norm(torch.stack([norm.float() for norm in norms]))
+        factors = torch.clamp(max_norm / (norms + 1e-6), max=1.0)
+        torch._foreach_mul_(gradients, factors.unbind())
+    total: Tensor = torch.linalg.vector_norm(norms)
     return total

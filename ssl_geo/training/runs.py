@@ -11,10 +11,8 @@ RUN/backbone.safetensors   what is kept, with backbone.json beside it
 from __future__ import annotations
 
 import json
-import os
-import pickle
 import signal
-import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -23,6 +21,8 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from ssl_geo.errors import UserError
+from ssl_geo.files import written_whole
+from ssl_geo.weights import check_whole, read_torch
 
 INTERRUPTED = 75  # exit code of a run that saved and left on a signal (EX_TEMPFAIL of sysexits.h: try again)
 
@@ -33,61 +33,54 @@ def claim(folder: Path) -> None:
     Raises:
         UserError: The folder is in use, or its place cannot be written.
     """
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+    if is_run(folder):
         raise UserError(f"--out {folder} is in use; go on with it by --resume {folder}, or name another folder")
+    # What a run leaves that was killed before its settings were written is no run.
+    begun = folder.is_dir() and {path.name for path in folder.iterdir()} <= {"checkpoints", "index.parquet"}
+    if folder.exists() and not begun:
+        raise UserError(f"--out {folder} is in use and no run; name another folder")
     try:
-        (folder / "checkpoints").mkdir(parents=True)
+        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
             f"--out {folder} cannot be made ({error.strerror}); name a folder that can be written"
         ) from error
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a small file so that readers see either the old content or the whole new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    _replace(temporary, path)
+def is_run(folder: Path) -> bool:
+    """Whether a run began here: its settings and its index are whole (the settings are written last)."""
+    return (folder / "config.yaml").is_file()
 
 
 def save_checkpoint(folder: Path, step: int, content: dict[str, Any], keep: int) -> Path:
-    """Write RUN/checkpoints/step-N.pt whole or not at all, then drop all but the last `keep`.
+    """Write RUN/checkpoints/step-N.pt whole or not at all; once it was read back, drop all but the last `keep`.
 
     Args:
         folder: The run folder.
         step: Updates done so far.
         content: Tensors and plain values only, so that `torch.load(weights_only=True)` reads it.
         keep: Number of checkpoints left in the folder.
+
+    Raises:
+        UserError: It could not be written; those before it are as they were.
     """
     path = folder / "checkpoints" / f"step-{step:08d}.pt"
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with temporary.open("wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with written_whole(path) as partial:
+            with partial.open("wb") as file:
+                torch.save(content, file)
+            check_whole(partial)
+    except (OSError, RuntimeError) as error:
+        cause = error if isinstance(error, OSError) else error.__context__  # torch wraps what the file says
+        if not isinstance(cause, OSError):
+            raise
         raise UserError(
-            f"checkpoint {path} could not be written ({error.strerror}); the ones before it are intact: "
+            f"checkpoint {path} could not be written ({cause.strerror}); the ones before it are intact: "
             f"make room, then --resume {folder}"
         ) from error
-    _replace(temporary, path)
-    for old in checkpoints(folder)[:-keep]:
+    for old in [*checkpoints(folder)[:-keep], *path.parent.glob(".step-*")]:  # those half written when a run was killed
         old.unlink()
     return path
-
-
-def _replace(temporary: Path, path: Path) -> None:
-    temporary.replace(path)
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -95,34 +88,34 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted((folder / "checkpoints").glob("step-*.pt"))
 
 
+def last_checkpoint(folder: Path, say: Callable[[str], None] = print) -> dict[str, Any] | None:
+    """Read the run's last checkpoint that is whole, or None where it was stopped before its first.
+
+    One that is not is set aside under another name, and said.
+
+    Raises:
+        UserError: All are torn.
+    """
+    found = checkpoints(folder)
+    for path in reversed(found):
+        try:
+            return load_checkpoint(path)
+        except UserError as error:
+            path.rename(path.with_name(f"torn-{path.name}"))
+            say(f"{error}; set aside as torn-{path.name}, going back to the one before")
+    if found:
+        raise UserError(f"{folder} holds no checkpoint that can be read, {len(found)} are torn: start anew with --out")
+    return None
+
+
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint file, or the last one of a run folder, onto the CPU; nothing is unpickled but tensors.
+    """Read a checkpoint file onto the CPU; nothing is unpickled but tensors.
 
     Raises:
         UserError: There is none, or it is torn, or holds other than tensors and plain values.
     """
-    if path.is_dir():
-        found = checkpoints(path)
-        if not found:
-            raise UserError(f"{path} holds no checkpoint (looked for checkpoints/step-*.pt); is it a run folder?")
-        path = found[-1]
-    elif not path.is_file():
-        raise UserError(f"{path} does not exist; name a run folder or a checkpoint file")
-    if not zipfile.is_zipfile(path):  # torch's container; anything else (a bare pickle) is not even opened
-        raise UserError(f"{path} is not a readable checkpoint (not torch's zip container, or torn)")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        RuntimeError,
-        EOFError,
-        pickle.UnpicklingError,
-        zipfile.BadZipFile,
-        ValueError,
-        KeyError,
-    ) as error:
-        reason = str(error).split("\n")[0][:120]
-        raise UserError(f"{path} is not a readable checkpoint of tensors and plain values ({reason})") from error
-    if not isinstance(content, dict) or "step" not in content:
+    content = read_torch(path)
+    if "step" not in content:
         raise UserError(f"{path} is not a checkpoint of ssl_geo (it has no 'step'); name one that pretrain wrote")
     return content
 
@@ -134,7 +127,8 @@ class RunLog:
         path = folder / "log.jsonl"
         if path.exists():
             kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
-            write_atomically(path, "".join(f"{line}\n" for line in kept).encode())
+            with written_whole(path) as partial:
+                partial.write_text("".join(f"{line}\n" for line in kept))
         self._file = path.open("a")
         self._curves = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
 

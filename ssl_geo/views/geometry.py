@@ -161,22 +161,24 @@ def view_matrix(geometry: Geometry, height: int, width: int, size: tuple[int, in
     turned = (height, width) if geometry.quarter_turns % 2 == 0 else (width, height)
     centre_y, centre_x = (turned[0] - 1) / 2, (turned[1] - 1) / 2
 
-    def chip_point(x: float, y: float) -> tuple[float, float]:
-        """Go the way back: undo the steps from the last to the first."""
-        x, y = left + (x + 0.5) * step_x - 0.5, top + (y + 0.5) * step_y - 0.5  # resize and crop
-        x, y = x - geometry.shift[0] - centre_x, y - geometry.shift[1] - centre_y
-        x, y = centre_x + cosine * x - sine * y, centre_y + sine * x + cosine * y
-        if geometry.quarter_turns == 1:  # numpy.rot90: row i, column j of the rotated shows row j, column W-1-i
-            x, y = width - 1 - y, x
-        elif geometry.quarter_turns == 2:
-            x, y = width - 1 - x, height - 1 - y
-        elif geometry.quarter_turns == 3:
-            x, y = y, height - 1 - x
-        return width - 1 - x if geometry.horizontal_flip else x, height - 1 - y if geometry.vertical_flip else y
-
-    # An affine map is known by three points.
-    (c, f), (right_x, right_y), (down_x, down_y) = chip_point(0, 0), chip_point(1, 0), chip_point(0, 1)
-    return right_x - c, down_x - c, c, right_y - f, down_y - f, f
+    # The way back, from the last step to the first: (a, d) is one pixel to the right in the view, (b, e) one pixel
+    # down, (c, f) its first pixel. Resize, crop, shift; scale and rotation about the centre:
+    x = left + (step_x - 1) / 2 - geometry.shift[0] - centre_x
+    y = top + (step_y - 1) / 2 - geometry.shift[1] - centre_y
+    a, b, c = step_x * cosine, -step_y * sine, centre_x + cosine * x - sine * y
+    d, e, f = step_x * sine, step_y * cosine, centre_y + sine * x + cosine * y
+    # Quarter turns (numpy.rot90: row i, column j of the rotated shows row j, column W-1-i), then flips:
+    if geometry.quarter_turns == 1:
+        a, b, c, d, e, f = -d, -e, width - 1 - f, a, b, c
+    elif geometry.quarter_turns == 2:
+        a, b, c, d, e, f = -a, -b, width - 1 - c, -d, -e, height - 1 - f
+    elif geometry.quarter_turns == 3:
+        a, b, c, d, e, f = d, e, f, -a, -b, height - 1 - c
+    if geometry.horizontal_flip:
+        a, b, c = -a, -b, width - 1 - c
+    if geometry.vertical_flip:
+        d, e, f = -d, -e, height - 1 - f
+    return a, b, c, d, e, f
 
 
 def warp(

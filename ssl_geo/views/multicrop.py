@@ -6,10 +6,9 @@ project's origin, which adds channel-repeat.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import albumentations as A
 import cv2
@@ -28,7 +27,6 @@ from ssl_geo.views.photometry import (
     draw_band,
     draw_blur,
     solarize,
-    standardize_chip,
 )
 
 Size = int | tuple[int, int]  # side, or height and width, in pixels
@@ -183,7 +181,6 @@ class MultiCrop:
         self.mean = np.asarray(mean, np.float32)
         self.std = np.asarray(std, np.float32)
         self.recipes = (*global_views, *local_views)
-        self._memory: list[Image] = []  # returned working memory; calls from several threads each take their own
         if self.mean.ndim != 1 or self.mean.shape != self.std.shape or self.mean.size == 0:
             raise UserError(
                 f"statistics: {self.mean.size} means and {self.std.size} standard deviations; give one of each a band"
@@ -191,10 +188,12 @@ class MultiCrop:
         if not (np.isfinite(self.mean).all() and np.isfinite(self.std).all() and (self.std > 0).all()):
             raise UserError(
                 f"statistics: mean {self.mean.tolist()}, std {self.std.tolist()}; give finite means and positive "
-                "standard deviations, or leave out the band that is constant (--data.band_names)"
+                "standard deviations, or leave out the band that is constant (--data.bands)"
             )
         if not global_views:
             raise UserError("no global view: DINO's teacher sees the global views, give at least one")
+        self._white = (1 - 2 * self.mean) / self.std  # 1 - x, where x = std·z + mean, standardized is white - z
+        self._standardizing = np.stack((1 / self.std, -self.mean / self.std))  # (x, 1) times this is standardized
 
     def draw(self, height: int, width: int, *, seed: int, epoch: int, chip: int) -> list[ViewDraw]:
         """Draw all views of a chip.
@@ -220,76 +219,81 @@ class MultiCrop:
         ]
 
     def __call__(
-        self, reflectance: Image, valid: npt.NDArray[np.bool_], *, seed: int, epoch: int, chip: int
+        self,
+        dn: npt.NDArray[Any],
+        valid: npt.NDArray[np.bool_],
+        scale: float = 1.0,
+        offset: float = 0.0,
+        *,
+        seed: int,
+        epoch: int,
+        chip: int,
+        out: Sequence[Image] | None = None,
     ) -> list[Image]:
         """Make all views of a chip.
 
         Args:
-            reflectance: (C, H, W) float32; anything, NaN too, where not valid.
+            dn: (C, H, W) of any type, as stored; anything, NaN too, where not valid.
             valid: (H, W), True = usable.
+            scale: Reflectance = (dn + offset) · scale.
+            offset: In DN.
             seed: Of the run; not negative.
             epoch: Counts from 0.
             chip: The chip's number in the index.
+            out: Where to write, (h, w, C) C-contiguous for each view, such as its place in a batch; None: new memory.
 
         Returns:
-            Standardized views (C, h, w) float32, C-contiguous, the global ones first; 0 where not valid.
+            Standardized views (C, h, w) float32, the global ones first; 0 where not valid. In memory the channels come
+            last: so the warp writes them, and so convolutions like them (`torch.channels_last`).
 
         Raises:
             UserError: The chip has other bands than the statistics.
         """
-        bands, height, width = reflectance.shape
+        bands, height, width = dn.shape
         if bands != self.mean.size:
             raise UserError(
-                f"a chip of {bands} bands, statistics of {self.mean.size}: give --data.band_names as the index has them"
+                f"a chip of {bands} bands, statistics of {self.mean.size}: give --data.bands as the index has them"
             )
+        if out is None:
+            out = [np.empty((*recipe.size, bands), np.float32) for recipe in self.recipes]
         known = None if valid.all() else valid
-        memory = self._borrow(max(height * width, *(math.prod(recipe.size) for recipe in self.recipes)))
-        planes = memory[0][: reflectance.size].reshape(reflectance.shape)
-        standardize_chip(reflectance, valid, self.mean, self.std, out=planes)
-        image = memory[1][: reflectance.size].reshape(height, width, bands)
-        cv2.transpose(planes.reshape(bands, -1), dst=image.reshape(-1, bands))
+        image = np.empty((height, width, bands), np.float32)
+        cv2.transpose(np.ascontiguousarray(dn, np.float32).reshape(bands, -1), dst=image.reshape(-1, bands))
+        rows = image.reshape(height, -1)  # numpy is fast along rows of pixels, not along ten bands
+        rows *= np.tile(scale / self.std, width)
+        rows += np.tile((offset * scale - self.mean) / self.std, width)
+        if known is not None:
+            np.copyto(image, 0, where=~known[..., None])
 
-        views = self._empty_views()
         draws = self.draw(height, width, seed=seed, epoch=epoch, chip=chip)
-        for recipe, draw, view in zip(self.recipes, draws, views, strict=True):
-            self._fill_view(view, recipe, draw, image, memory[::2])
+        for view, draw in zip(out, draws, strict=True):
+            if draw.band is None:
+                _warp_and_blur(image, draw, view)
+                if draw.solarize:
+                    rows = view.reshape(len(view), -1)
+                    solarize(rows, np.tile(self._white, view.shape[1]), out=rows)
+            else:
+                self._repeat_band(image, draw, view)
             if known is not None:
-                np.copyto(view, 0, where=~warp_valid(known, draw.matrix, recipe.size))
-        self._memory.append(memory)
-        return views
+                np.copyto(view, 0, where=~warp_valid(known, draw.matrix, view.shape[:2])[..., None])
+        return [view.transpose(2, 0, 1) for view in out]
 
-    def _borrow(self, pixels: int) -> Image:
-        """Take three images' working memory from an earlier call: mapping it anew would cost as much as a warp."""
-        memory = self._memory.pop() if self._memory else np.empty((3, 0), np.float32)
-        needed = self.mean.size * pixels
-        return memory if memory.shape[1] >= needed else np.empty((3, needed), np.float32)
+    def _repeat_band(self, image: Image, draw: ViewDraw, view: Image) -> None:
+        """Show one band of a standardized chip (H, W, C) in all channels, with the statistics of each."""
+        band = np.empty(view.shape[:2], np.float32)
+        _warp_and_blur(np.ascontiguousarray(image[:, :, draw.band]), draw, band)
+        band *= self.std[draw.band]
+        band += self.mean[draw.band]
+        if draw.solarize:
+            solarize(band, out=band)
+        np.matmul(cv2.merge([band, np.ones_like(band)]), self._standardizing, out=view)
 
-    def _empty_views(self) -> list[Image]:
-        """Allocate all views in one piece."""
-        counts = [self.mean.size * math.prod(recipe.size) for recipe in self.recipes]
-        memory, start, views = np.empty(sum(counts), np.float32), 0, []
-        for recipe, count in zip(self.recipes, counts, strict=True):
-            views.append(memory[start : start + count].reshape(self.mean.size, *recipe.size))
-            start += count
-        return views
 
-    def _fill_view(self, view: Image, recipe: ViewRecipe, draw: ViewDraw, image: Image, memory: Image) -> None:
-        """Make one view of a standardized chip (H, W, C), working in two rows of memory."""
-        mean, std = self.mean[:, None, None], self.std[:, None, None]
-        source = image if draw.band is None else np.ascontiguousarray(image[:, :, draw.band])
-        shape = (*recipe.size, *source.shape[2:])
-        warped, blurred = (piece[: math.prod(shape)].reshape(shape) for piece in memory)
-        pixels = warp(source, draw.matrix, recipe.size, out=warped)
-        if draw.blur:
-            pixels = blur(pixels, draw.blur, out=blurred)
-        if draw.band is None:
-            cv2.transpose(pixels.reshape(-1, mean.size), dst=view.reshape(mean.size, -1))
-            if draw.solarize:  # 1 - x where x = std·z + mean, standardized, is (1 - 2·mean)/std - z
-                solarize(view, (1 - 2 * mean) / std, out=view)
-        else:
-            band = pixels * self.std[draw.band] + self.mean[draw.band]
-            np.subtract(solarize(band) if draw.solarize else band, mean, out=view)
-            view /= std
+def _warp_and_blur(image: Image, draw: ViewDraw, view: Image) -> None:
+    """Write into a view, (h, w) or (h, w, C), what its draw shows of an image of as many channels."""
+    warp(image, draw.matrix, view.shape[:2], out=view)
+    if draw.blur:
+        blur(view, draw.blur, out=view)
 
 
 def default_recipes(

@@ -49,7 +49,7 @@ def blur(image: Image, width: int, *, out: Image | None = None) -> Image:
     Args:
         image: (H, W) or (H, W, C).
         width: Odd; sigma = 0.3·((width - 1)/2 - 1) + 0.8 pixels.
-        out: Where to write; None: new memory.
+        out: Where to write, the image itself if you like; None: new memory.
 
     Returns:
         The same shape.
@@ -99,7 +99,6 @@ def standardize_chip(
     valid: npt.NDArray[np.bool_],
     mean: Sequence[float] | Image,
     std: Sequence[float] | Image,
-    out: Image | None = None,
 ) -> Image:
     """Standardize a whole chip, channels first, as a backbone takes it outside of training.
 
@@ -108,12 +107,11 @@ def standardize_chip(
         valid: (H, W), True = usable.
         mean: (C,) reflectance.
         std: (C,) reflectance.
-        out: Where to write it; default: a new array.
 
     Returns:
         (C, H, W) float32; 0, the mean, where not valid.
     """
-    result: Image = np.subtract(reflectance, np.asarray(mean, np.float32)[:, None, None], out=out)
+    result: Image = reflectance - np.asarray(mean, np.float32)[:, None, None]
     result /= np.asarray(std, np.float32)[:, None, None]
     if not valid.all():
         np.copyto(result, 0, where=~valid)

@@ -450,7 +450,7 @@ def test_micro_batches_are_one_batch() -> None:
         (parts.loss(list(micro), 0) / 3).backward()
     for a, b in zip(whole.student.parameters(), parts.student.parameters(), strict=True):
         if a.requires_grad:
-            torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-6)
+            torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-6 * b.grad.abs().max().item())
     assert not parts.criterion.center.any()  # the old center for all of them
     for method in (whole, parts):
         method.after_step(0)
@@ -465,7 +465,7 @@ def test_a_discarded_step_leaves_no_trace() -> None:
     bad[0][0, 0, 0, 0] = math.nan
     assert torch.isnan(twice.loss(make_views(seed=5), 0) + twice.loss(bad, 0))
     assert any(torch.isnan(v).any() for v in twice.state_dict().values())  # the BatchNorm statistics of both
-    twice.discard_step()
+    twice.after_step(0, torch.tensor(False))
     assert all(torch.equal(before[k], v) for k, v in twice.state_dict().items())
     losses = [method.loss(make_views(seed=1), 1) for method in (once, twice)]
     assert torch.equal(*losses)

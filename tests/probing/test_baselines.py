@@ -6,14 +6,12 @@ from scipy import ndimage
 from ssl_geo.errors import UserError
 from ssl_geo.probing.baselines import (
     RandomConvolutions,
-    constant_confusion,
     feature_names,
     fit_pixels,
     majority_class,
     pixel_features,
 )
 from ssl_geo.probing.metrics import confusion, confusion_by_block, scores
-from ssl_geo.probing.splits import checkerboard
 
 TEN = ["B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B11", "B12"]
 TWELVE = ["B01", *TEN[:8], "B09", *TEN[8:]]
@@ -23,9 +21,6 @@ def test_majority_is_what_training_holds_most() -> None:
     labels = np.array([0, 1, 1, 2, 255, 255, 255])
     support = np.bincount(labels[labels != 255], minlength=4)
     assert majority_class(support) == 1
-    matrix = constant_confusion(support, 1)
-    np.testing.assert_array_equal(matrix, confusion(labels, np.ones_like(labels), 4))
-    assert constant_confusion(np.stack([support] * 3), 1).shape == (3, 4, 4)
     with pytest.raises(UserError, match="no valid pixel in train"):
         majority_class(np.zeros(3, int))
 
@@ -132,7 +127,7 @@ def test_pixels_beat_the_majority_on_real_land_cover(shared_data) -> None:
         with rasterio.open(shared_data / "landcover" / "labels" / path.name) as source:
             labels.append(source.read(1) - 1)
     truth = np.stack(labels)
-    fold = np.broadcast_to(checkerboard(224, 224, 56), truth.shape)
+    fold = np.broadcast_to(np.add.outer(np.arange(224) // 56, np.arange(224) // 56) % 2, truth.shape)
     features = pixel_features(np.stack(reflectance, axis=1), TWELVE)
     total = np.zeros((9, 9), np.int64)
     for held in (0, 1):

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from ssl_geo.probing.fit import Recipe, class_weights, evaluate, predict, train_heads
 from ssl_geo.probing.heads import build_head
 from ssl_geo.probing.metrics import miou
-from ssl_geo.probing.pixels import LinearOnLayers, fit_linear_on_layers, sample_rows
+from ssl_geo.probing.pixels import LinearOnLayers, fit_linear_on_layers, sample_rows, stored_rows
 from ssl_geo.probing.store import FeatureStore
 
 CLASSES = 3
@@ -86,7 +86,7 @@ def test_ignored_pixels_change_nothing(store):
         assert torch.equal(dict(fitted["linear @ fine"].head.named_parameters())[name], value)
 
 
-def test_a_collapsed_head_is_retried_and_said(store):
+def test_defect_10_a_collapsed_head_is_retried_and_said(store):
     said = []
     lost = Recipe(epochs=2, batch_size=8, lr=1e-9, warmup=0.1, seed=0)
     both = heads("coarse")
@@ -109,11 +109,26 @@ def test_predictions_come_chip_by_chip_with_confidence(store):
 
 
 def test_class_weights_have_mean_one_over_pixels(store):
-    weights = class_weights(store.labels, CLASSES + 1)
-    counts = np.bincount(store.labels[store.labels != 255], minlength=CLASSES + 1)
+    chips = np.stack([np.bincount(chip[chip != 255], minlength=CLASSES + 1) for chip in store.labels])
+    weights, counts = class_weights(chips), chips.sum(axis=0)
     assert float((weights.numpy() * counts).sum() / counts.sum()) == pytest.approx(1)
     assert weights[CLASSES] == 0
     assert weights[counts[:CLASSES].argmin()] == weights[:CLASSES].max()
+
+
+def test_rows_of_stored_layers_are_those_of_the_upsampled_maps(store):
+    chips, names = np.array([3, 0, 7]), ["coarse", "fine"]
+
+    def upsampled(number):
+        maps = [torch.from_numpy(store.layers[name][number]).float()[None] for name in names]
+        dense = [F.interpolate(m, size=(16, 16), mode="bilinear", align_corners=False)[0] for m in maps]
+        return torch.cat(dense).numpy(), store.labels[number]
+
+    features, labels = stored_rows(store, names, chips, rows=120, seed=4)
+    expected, expected_labels = sample_rows(upsampled, chips, rows=120, seed=4)
+    np.testing.assert_array_equal(labels, expected_labels)
+    np.testing.assert_allclose(features, expected, atol=1e-5)
+    assert len(labels) <= 120
 
 
 def test_a_linear_probe_on_layers_equals_upsampling_first(store):
@@ -127,9 +142,11 @@ def test_a_linear_probe_on_layers_equals_upsampling_first(store):
 
 
 def test_the_linear_probe_answers_like_a_trained_head(store):
-    head, probe = fit_linear_on_layers(store, ["coarse", "fine"], TRAIN, VALIDATION, CLASSES, rows=4000)
-    assert max(probe.validation.values()) > 0.7
-    assert head.weights[0].shape == (CLASSES, 5, 1, 1)
+    item = fit_linear_on_layers(store, ["coarse", "fine"], TRAIN, VALIDATION, CLASSES, rows=4000)
+    assert max(item.validation_miou) > 0.7
+    assert (item.kind, item.layers) == ("linear probe", ["coarse", "fine"])
+    reached = miou(evaluate({"probe": item}, store, VALIDATION, CLASSES, 8)["probe"])
+    assert reached == pytest.approx(item.validation_miou[0], abs=0.02)
 
 
 def test_rows_are_labelled_pixels_and_depend_on_the_seed_alone(store):

@@ -2,9 +2,15 @@ import json
 import os
 import pickle
 import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ssl_geo.errors import UserError
 from ssl_geo.training import runs
@@ -23,6 +29,9 @@ def content(step: int) -> dict:
 
 def test_a_folder_in_use_is_refused_and_left_alone(run):
     (run / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="is in use and no run"):
+        runs.claim(run)
+    (run / "config.yaml").touch()
     with pytest.raises(UserError, match="is in use; go on with it by --resume"):
         runs.claim(run)
     assert (run / "notes.txt").read_text() == "mine"
@@ -33,26 +42,50 @@ def test_an_empty_folder_may_be_claimed(tmp_path):
     assert (tmp_path / "checkpoints").is_dir()
 
 
+def test_a_run_killed_before_its_settings_were_written_may_be_claimed_again(tmp_path):
+    runs.claim(tmp_path)
+    (tmp_path / "index.parquet").touch()
+    assert not runs.is_run(tmp_path)
+    runs.claim(tmp_path)
+
+
 def test_the_last_checkpoints_are_kept_and_read_back(run):
     for step in (1, 2, 3):
         runs.save_checkpoint(run, step, content(step), keep=2)
     assert [p.name for p in runs.checkpoints(run)] == ["step-00000002.pt", "step-00000003.pt"]
-    assert torch.equal(runs.load_checkpoint(run)["weights"], torch.arange(5.0) * 3)
+    assert torch.equal(runs.last_checkpoint(run)["weights"], torch.arange(5.0) * 3)
     assert runs.load_checkpoint(run / "checkpoints" / "step-00000002.pt")["step"] == 2
     assert len(list((run / "checkpoints").iterdir())) == 2  # nothing temporary is left
 
 
-def test_a_checkpoint_that_cannot_be_written_leaves_the_others(run, monkeypatch):
+LIMITED = """
+import resource, signal, sys
+from pathlib import Path
+import torch
+from ssl_geo.errors import one_line_errors
+from ssl_geo.training import runs
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # as on a full disk: the write fails, nobody is killed
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+with one_line_errors("run"):
+    runs.save_checkpoint(Path(sys.argv[1]), 2, {"step": 2, "weights": torch.zeros(1 << 20)}, keep=1)
+"""
+
+
+def test_a_full_disk_leaves_the_checkpoints_there_are(run):
+    """torch wraps the file's error in a RuntimeError of its own."""
     runs.save_checkpoint(run, 1, content(1), keep=1)
-
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(runs.os, "fsync", full)
-    with pytest.raises(UserError, match="No space left on device"):
-        runs.save_checkpoint(run, 2, content(2), keep=1)
+    ended = subprocess.run([sys.executable, "-c", LIMITED, str(run)], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 2
+    (line,) = ended.stderr.splitlines()
+    assert "could not be written (File too large)" in line
     assert [p.name for p in (run / "checkpoints").iterdir()] == ["step-00000001.pt"]
-    assert runs.load_checkpoint(run)["step"] == 1
+    assert runs.last_checkpoint(run)["step"] == 1
+
+
+def test_what_a_killed_writer_left_is_cleared_away(run):
+    (run / "checkpoints" / ".step-00000001.77.pt").write_bytes(b"half")
+    runs.save_checkpoint(run, 2, content(2), keep=1)
+    assert [p.name for p in (run / "checkpoints").iterdir()] == ["step-00000002.pt"]
 
 
 def test_a_pickle_is_never_run(run, tmp_path):
@@ -64,31 +97,56 @@ def test_a_pickle_is_never_run(run, tmp_path):
 
     path = run / "checkpoints" / "step-00000009.pt"
     path.write_bytes(pickle.dumps({"step": 1, "x": Bomb()}))
-    with pytest.raises(UserError, match="not a readable checkpoint"):
-        runs.load_checkpoint(run)
+    with pytest.raises(UserError, match="not a readable file of tensors"):
+        runs.load_checkpoint(path)
     torch.save({"step": 1, "x": Bomb()}, path)
-    with pytest.raises(UserError, match="not a readable checkpoint"):
-        runs.load_checkpoint(run)
+    with pytest.raises(UserError, match="torn, or holds other than tensors"):
+        runs.load_checkpoint(path)
     assert not proof.exists()
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.99])
-def test_a_torn_checkpoint_is_one_clear_line(run, share):
-    path = runs.save_checkpoint(run, 1, content(1), keep=1)
+def test_a_torn_checkpoint_gives_way_to_the_one_before(run, share):
+    runs.save_checkpoint(run, 1, content(1), keep=2)
+    path = runs.save_checkpoint(run, 2, content(2), keep=2)
     whole = path.read_bytes()
     path.write_bytes(whole[: int(len(whole) * share)])
-    with pytest.raises(UserError, match="not a readable checkpoint"):
-        runs.load_checkpoint(run)
+    said = []
+    assert runs.last_checkpoint(run, said.append)["step"] == 1
+    (line,) = said
+    assert "set aside as torn-step-00000002.pt" in line
+    assert [p.name for p in runs.checkpoints(run)] == ["step-00000001.pt"]
+
+
+@given(st.data())
+@settings(max_examples=60, deadline=None)
+def test_a_changed_byte_is_noticed_or_changes_nothing(data):
+    """torch.load does not compare checksums: it would hand out wrong weights."""
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name) / "step-00000001.pt"
+        torch.save(content(3), path)
+        whole = bytearray(path.read_bytes())
+        place = data.draw(st.integers(0, len(whole) - 1))
+        whole[place] ^= data.draw(st.integers(1, 255))
+        path.write_bytes(whole)
+        try:
+            found = runs.load_checkpoint(path)
+        except UserError:
+            return
+    assert found["step"] == 3
+    assert torch.equal(found["weights"], content(3)["weights"])
 
 
 def test_what_is_no_checkpoint_is_refused(run, tmp_path):
-    with pytest.raises(UserError, match="holds no checkpoint"):
-        runs.load_checkpoint(run)
+    assert runs.last_checkpoint(run) is None
     with pytest.raises(UserError, match="does not exist"):
         runs.load_checkpoint(tmp_path / "nothing.pt")
     torch.save({"weights": torch.zeros(2)}, tmp_path / "other.pt")
     with pytest.raises(UserError, match="has no 'step'"):
         runs.load_checkpoint(tmp_path / "other.pt")
+    (run / "checkpoints" / "step-00000001.pt").write_bytes(b"nothing")
+    with pytest.raises(UserError, match="no checkpoint that can be read, 1 are torn"):
+        runs.last_checkpoint(run)
 
 
 def test_the_log_forgets_what_came_after_the_resumed_step(run):

@@ -172,10 +172,19 @@ def test_views_are_the_recipes_pipeline_of_albumentations(
                 np.testing.assert_array_equal(view[:, expected["mask"] == 0], 0)
 
 
+class Channelaug(A.ImageOnlyTransform):
+    """The origin's: one random band in all channels."""
+
+    def apply(self, img: Image, **params: Any) -> Image:
+        band = img[:, :, self.py_random.randint(0, img.shape[2] - 1), np.newaxis]
+        return np.repeat(band, img.shape[2], axis=2)
+
+
 def plain_pipeline(recipe: ViewRecipe) -> A.Compose:
     """The origin's recipe for one view, plainly, on albumentations 2.0.8."""
     return A.Compose(
         [
+            Channelaug(p=recipe.channel_repeat),
             A.HorizontalFlip(p=recipe.horizontal_flip),
             A.Affine(  # ShiftScaleRotate of albumentations 1.x: one scale for both axes, mirrored at the edge
                 scale=(0.9, 1.1),
@@ -217,6 +226,39 @@ def test_views_have_the_statistics_of_the_plain_recipe(scale: tuple[float, float
     assert stats.ks_2samp(*slopes).pvalue > 1e-3
 
 
+def test_views_are_repeated_blurred_and_solarized_as_often_as_in_the_plain_recipe() -> None:
+    """Alone and together, told from the values: the whole chip, so that nothing but these three changes them."""
+    count, channels = 3000, 4
+    recipe = ViewRecipe(
+        (16, 16), (1.0, 1.0), ratio=(1.0, 1.0), channel_repeat=0.3, vertical_flip=0, rotate90=0, shift_scale_rotate=0,
+        blur=0.5, solarize=0.2,
+    )  # fmt: skip
+    image = np.random.default_rng(0).uniform(0.55, 0.95, (channels, 16, 16)).astype(np.float32)
+    crop = MultiCrop([0.0] * channels, [1.0] * channels, global_views=[recipe])
+    pipeline = plain_pipeline(recipe)
+    pixels = image.transpose(1, 2, 0).copy()
+    ours = np.stack([crop(image, all_valid(image), seed=0, epoch=0, chip=n)[0] for n in range(count)])
+    plain = np.stack([pipeline(image=pixels)["image"].transpose(2, 0, 1) for _ in range(count)])
+    tables = []
+    for views in (ours, plain):
+        repeated = np.ptp(views, axis=1).max((1, 2)) < 1e-5
+        blurred = views.std((1, 2, 3)) < 0.8 * image.std()
+        solarized = views.mean((1, 2, 3)) < 0.5
+        tables.append(np.bincount(repeated + 2 * blurred + 4 * solarized, minlength=8))
+    assert stats.chi2_contingency(tables).pvalue > 1e-3
+    for table in tables:
+        assert (
+            stats.chisquare(table, count * np.outer([0.8, 0.2], np.outer([0.5] * 2, [0.7, 0.3])).ravel()).pvalue > 1e-3
+        )
+    # which band is shown, and which way round
+    kinds = []
+    for views in (ours, plain):
+        same = [np.abs(views - shown).max((1, 2, 3)) < 1e-5 for band in image for shown in (band, band[:, ::-1])]
+        kinds.append(np.array(same).sum(1))
+    assert stats.chi2_contingency(kinds).pvalue > 1e-3
+    assert min(kinds[0]) > 0
+
+
 # ------------------------------------------------------------------------------------------------- what comes out
 
 
@@ -240,10 +282,36 @@ def test_any_number_of_bands_and_views_of_any_size(
     assert [view.shape for view in views] == [(bands, *size) for size in sizes]
     for view, copy in zip(views, kept, strict=True):
         assert view.dtype == np.float32
-        assert view.flags.c_contiguous
+        assert view.transpose(1, 2, 0).flags.c_contiguous
         assert np.isfinite(view).all()
         np.testing.assert_array_equal(view, copy)  # a later call leaves the views of an earlier one alone
     np.testing.assert_array_equal(image, before)
+
+
+def test_views_are_written_where_asked_and_nowhere_else(statistics: Statistics, chip: Image) -> None:
+    recipes = [BUSY, replace(BUSY, channel_repeat=1.0, solarize=1.0), replace(BUSY, size=(1, 5), blur=1.0)]
+    crop = make(statistics, *recipes)
+    for number in range(20):
+        batch = [np.full((3, *recipe.size, 10), -9, np.float32) for recipe in recipes]
+        valid = holes(number, chip.shape[1:]) if number % 2 else all_valid(chip)
+        views = crop(chip, valid, seed=0, epoch=0, chip=number, out=[memory[1] for memory in batch])
+        expected = crop(chip, valid, seed=0, epoch=0, chip=number)
+        for view, other, memory in zip(views, expected, batch, strict=True):
+            np.testing.assert_array_equal(view, other)
+            np.testing.assert_array_equal(memory[1].transpose(2, 0, 1), other)
+            np.testing.assert_array_equal(memory[::2], -9)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16, np.int32, np.float32, np.float64])
+def test_chips_as_stored_give_the_views_of_their_reflectance(statistics: Statistics, chip: Image, dtype: type) -> None:
+    scale, offset = (1e-2, -10.0) if dtype is np.uint8 else (1e-4, -1000.0)
+    dn = (chip / scale - offset).clip(0, None).round().astype(dtype)
+    reflectance = ((dn + np.float64(offset)) * scale).astype(np.float32)
+    crop = make(statistics, BUSY, BUSY)
+    for number in range(6):
+        views = crop(dn, all_valid(chip), scale, offset, seed=0, epoch=0, chip=number)
+        expected = crop(reflectance, all_valid(chip), seed=0, epoch=0, chip=number)
+        np.testing.assert_allclose(views, expected, atol=5e-5)
 
 
 def test_reflectance_above_1_stays(statistics: Statistics) -> None:
@@ -393,7 +461,7 @@ def test_unusable_statistics_are_refused(mean: list[float], std: list[float], me
 
 
 def test_a_chip_of_other_bands_and_a_recipe_without_global_views_are_refused(statistics: Statistics) -> None:
-    with pytest.raises(UserError, match=r"a chip of 9 bands, statistics of 10: .*--data.band_names"):
+    with pytest.raises(UserError, match=r"a chip of 9 bands, statistics of 10: .*--data.bands"):
         make(statistics, BUSY)(np.zeros((9, 8, 8), np.float32), np.ones((8, 8), bool), seed=0, epoch=0, chip=0)
     with pytest.raises(UserError, match="no global view"):
         MultiCrop(*statistics, global_views=[], local_views=[BUSY])
