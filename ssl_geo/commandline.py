@@ -31,7 +31,9 @@ class _Parser(jsonargparse.ArgumentParser):
         raise AssertionError("exit returned")
 
 
-def parse(kind: type[Config], program: str, argv: list[str], short: dict[str, str], usage: str) -> Config:
+def parse(
+    kind: type[Config], program: str, argv: list[str], short: dict[str, str], usage: str, positional: str | None = None
+) -> Config:
     """Read settings from the command line and from YAML recipes (`--config`, which may be given several times).
 
     Args:
@@ -40,6 +42,7 @@ def parse(kind: type[Config], program: str, argv: list[str], short: dict[str, st
         argv: Arguments without the program's name.
         short: Short forms of options, for example ``{"--data": "--data.paths"}``.
         usage: Line that opens the help.
+        positional: The list that arguments before the first option fill, for example ``--paths``.
 
     Returns:
         The filled dataclass. Ends the process with code 2 and one line on a mistake, with code 0 after `--help`
@@ -53,7 +56,14 @@ def parse(kind: type[Config], program: str, argv: list[str], short: dict[str, st
         for option, action in parser._option_string_actions.items()
         if re.search(r"\b(list|tuple)\[", str(getattr(action, "_typehint", "")))
     }
-    arguments = _spread([_expand(a, short) for a in argv], lists)
+    flags = {
+        option
+        for option, action in parser._option_string_actions.items()
+        if getattr(action, "_typehint", None) is bool or getattr(action, "type", None) is bool
+    }
+    if positional is not None and argv and not argv[0].startswith("-"):
+        argv = [positional, *argv]
+    arguments = _spread([_expand(a, short) for a in argv], lists, flags)
     settings = parser.parse_args(arguments)
     settings.pop("config", None)
     filled: Config = kind(**vars(parser.instantiate(settings)))
@@ -65,14 +75,19 @@ def _expand(argument: str, short: dict[str, str]) -> str:
     return short.get(name, name) + equals + value
 
 
-def _spread(argv: list[str], lists: set[str]) -> list[str]:
-    """Turn ``--data.paths a b`` into one JSON list, so that one value and several are written alike."""
+def _spread(argv: list[str], lists: set[str], flags: set[str]) -> list[str]:
+    """Turn ``--data.paths a b`` into one JSON list, so that one value and several are written alike.
+
+    A flag at the end or before another option means true: ``--quick`` is ``--quick true``.
+    """
     out: list[str] = []
     position = 0
     while position < len(argv):
         name = argv[position]
         position += 1
         out.append(name)
+        if name in flags and (position == len(argv) or argv[position].startswith("--")):
+            out.append("true")
         if name not in lists:
             continue
         values = []

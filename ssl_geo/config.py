@@ -425,6 +425,29 @@ class PackConfig:
     """of the chips that the statistics are computed from, as in pretraining"""
 
 
+@dataclass
+class DoctorConfig:
+    """Look through an archive before a long run. Exit code 0: clean, 1: worth a look, 2: trouble for a run."""
+
+    paths: list[str] = field(default_factory=list)
+    """folders or files of scenes; written before the first option; none: the embedded sample with its labels"""
+    labels: list[str] = field(default_factory=list)
+    """folders or files of label rasters named like the scenes"""
+    classes: list[int] | None = None
+    """ids that the labels may hold; default: any"""
+    ignore: list[int] | None = None
+    """ids that are no class"""
+    split: str | None = None
+    """JSON of given splits as in the probe's --split.file: what they share is an error"""
+    out: str | None = None
+    """folder for doctor.json and doctor.html"""
+    quick: bool = False
+    """headers and a few windows only: finds no truncated file and no duplicate"""
+    data: ImageConfig = field(default_factory=ImageConfig)
+    workers: int | None = None
+    """threads; default: the number of processors, at most 8"""
+
+
 PROGRAM = "ssl_geo.pretrain"
 
 
@@ -476,3 +499,13 @@ def probe_config(argv: list[str] | None = None) -> ProbeConfig:
     usage = f"python -m {PROBE_PROGRAM} --ckpt RUN [--images DIR --labels DIR] [--out OUT] [--SETTING VALUE ...]"
     argv = sys.argv[1:] if argv is None else argv
     return parse(ProbeConfig, PROBE_PROGRAM, argv, {}, usage)
+
+
+DOCTOR_PROGRAM = "ssl_geo.doctor"
+
+
+def doctor_config(argv: list[str] | None = None) -> DoctorConfig:
+    """Settings of `python -m ssl_geo.doctor`."""
+    usage = f"python -m {DOCTOR_PROGRAM} [PATH ...] [--labels PATH ...] [--quick] [--out OUT] [--SETTING VALUE ...]"
+    argv = sys.argv[1:] if argv is None else argv
+    return parse(DoctorConfig, DOCTOR_PROGRAM, argv, {}, usage, positional="--paths")

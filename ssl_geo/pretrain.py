@@ -28,6 +28,7 @@ from ssl_geo.files import written_whole
 from ssl_geo.imagery.chips import ChipIndex, cached_index
 from ssl_geo.imagery.datasets import ChipDataset, dominant_labels
 from ssl_geo.imagery.packed import PackedChips, open_chips, packed_folder, packed_index
+from ssl_geo.imagery.quickcheck import check_index
 from ssl_geo.imagery.sample import ensure_sample
 from ssl_geo.imagery.sensors import DEFAULT_BANDS
 from ssl_geo.methods.dino import DINO
@@ -59,7 +60,9 @@ def main(config: PretrainConfig) -> int:
 
     with ranks.main_first():
         index = chip_index(config)
-    for line in [*index.report(), *resolve(config, len(index), ranks.world)]:
+    looked_at = config.resume or packed_folder(config.data.paths)  # before this run
+    checked = check_index(index, seed=config.seed) if ranks.main and not looked_at else []
+    for line in [*index.report(), *checked, *resolve(config, len(index), ranks.world)]:
         say(line)
     mean, std = standardization(config, index)
     patch_size = required_multiple(config.backbone.name, **config.backbone.arguments)
@@ -94,10 +97,10 @@ def main(config: PretrainConfig) -> int:
         world=ranks.world,
     )
     batched = config.views.backend == "torch"
-    prepared = (ChipBatches if batched else ViewBatches)(chips, crops, config.seed)
+    dataset = (ChipBatches if batched else ViewBatches)(chips, crops, config.seed)
     workers = default_workers(ranks.world) if config.data.workers is None else config.data.workers
     loader = DataLoader(
-        prepared,
+        dataset,
         sampler=order,
         batch_size=None,  # a key of the data set is a batch
         num_workers=workers,
@@ -111,7 +114,7 @@ def main(config: PretrainConfig) -> int:
     say(f"{run}: {config.backbone.name} on {ranks.device} in {dtype}, views by {config.views.backend}")
     if ranks.main and state.step < state.steps:
         few, packed = next(iter(order))[:MEASURED], isinstance(chips, PackedChips)
-        say(data_pace(lambda key: chips[key[1]], lambda key: prepared[[key]], few, workers=workers, packed=packed))
+        say(data_pace(lambda key: chips[key[1]], lambda key: dataset[[key]], few, workers=workers, packed=packed))
     with runs.Interruption() as interruption:
         train(config, ranks, state, batches, monitor, run, interruption)
     distributed.shutdown()

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from ssl_geo.backbones import load_backbone, untrained
 from ssl_geo.imagery.labelled import LabelledChips, pair_labels, write_class_map
+from ssl_geo.imagery.quickcheck import check_labelled
 from ssl_geo.imagery.sample import ensure_sample
 from ssl_geo.imagery.sensors import DEFAULT_BANDS
 from ssl_geo.probing.features import FeatureExtractor, auto_layers, list_layers
@@ -218,7 +219,7 @@ def labelled_task(config: ProbeConfig, description: Mapping[str, Any]) -> Task:
     )
     size = config.chip_size or description.get("chip_size", 64)
     chips = LabelledChips(scenes, bands=description["bands"], chip_size=size)
-    for line in chips.report():
+    for line in [*chips.report(), *check_labelled(chips)]:
         print(line)
     pixel = 1.0 if chips.size_m is None else float(chips.size_m.mean() / size)
     split = split_chips(

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "ssl_geo"
-ENTRIES = {"pretrain", "probe", "pack", "predict", "index"}
+ENTRIES = {"pretrain", "probe", "pack", "predict", "index", "doctor"}
 DOORS = {
     "rasterio": {"imagery/rasters.py"},
     "albumentations": {"views/"},

@@ -131,7 +131,7 @@ def pair_labels(
             raise UserError(f"--classes {' '.join(map(str, classes))}: name one id or more, each once")
         if both := sorted(ignored.intersection(classes)):
             raise UserError(f"--classes and --ignore both hold {both[0]}: leave it out of one")
-    files = _label_files(labels)
+    files = label_files(labels)
     paths = [path for path in find_scenes(images) if path not in set(files)]
     found: list[tuple[Scene, Path, int | None, str | None]] = []
     counts: dict[tuple[object, ...], tuple[Path, Counter[int]]] = {}  # a label may serve many images of one grid
@@ -152,7 +152,7 @@ def pair_labels(
     return [LabelledScene(scene, str(file), listed, nodata, warped) for scene, file, nodata, warped in found]
 
 
-def _label_files(labels: Path | str | Sequence[Path | str]) -> list[Path]:
+def label_files(labels: Path | str | Sequence[Path | str]) -> list[Path]:
     """The label rasters, sorted; hidden files (those in the making among them) are none."""
     files: set[Path] = set()
     for path in [labels] if isinstance(labels, str | Path) else labels:
@@ -177,10 +177,13 @@ def scene_name(path: Path) -> str:
     return path.stem if name.lower().endswith(RASTER_SUFFIXES) else name.replace(BAND, "").strip("_-. ")
 
 
-def _pairs(images: Sequence[Path], files: Sequence[Path]) -> list[tuple[Path, Path]]:
-    """Each image with its label raster, by the rules of `pair_labels`."""
-    if not images:
-        raise UserError("all rasters that --images names are label rasters of --labels; name the images")
+def match_labels(images: Sequence[Path], files: Sequence[Path]) -> tuple[list[list[Path]], list[Path]]:
+    """The label rasters that fit each image by name (none, one or several), and those that fit none.
+
+    Args:
+        images: Scenes.
+        files: Label rasters.
+    """
     image_names, label_names = [scene_name(path) for path in images], [path.stem for path in files]
     if set(image_names).isdisjoint(label_names):
         image_names, label_names = _without_kind(image_names), _without_kind(label_names)
@@ -189,25 +192,34 @@ def _pairs(images: Sequence[Path], files: Sequence[Path]) -> list[tuple[Path, Pa
     named: dict[str, list[Path]] = {}
     for name, file in zip(label_names, files, strict=True):
         named.setdefault(name, []).append(file)
-    alone = [image for name, image in zip(image_names, images, strict=True) if name not in named]
+    used = set(image_names)
+    unused = [file for name, file in zip(label_names, files, strict=True) if name not in used]
+    return [named.get(name, []) for name in image_names], unused
+
+
+def _pairs(images: Sequence[Path], files: Sequence[Path]) -> list[tuple[Path, Path]]:
+    """Each image with its label raster, by the rules of `pair_labels`."""
+    if not images:
+        raise UserError("all rasters that --images names are label rasters of --labels; name the images")
+    matches, unused = match_labels(images, files)
+    alone = [image for image, fitting in zip(images, matches, strict=True) if not fitting]
     if alone:
         raise UserError(
             f"{len(alone)} of {len(images)} images have no label, the first is {alone[0]}: looked for "
             f"{scene_name(alone[0])}.tif among {len(files)} in --labels; name the labelled images alone with --images"
         )
-    for name in image_names:
-        if len(named[name]) > 1:
+    for image, fitting in zip(images, matches, strict=True):
+        if len(fitting) > 1:
             raise UserError(
-                f"{len(named[name])} labels fit the image {name}, {named[name][0]} and {named[name][1]}: "
+                f"{len(fitting)} labels fit the image {scene_name(image)}, {fitting[0]} and {fitting[1]}: "
                 "name those of one kind with --labels"
             )
-    unused = [file for name, file in zip(label_names, files, strict=True) if name not in set(image_names)]
     if unused:
         raise UserError(
             f"{len(unused)} of {len(files)} labels have no image, the first is {unused[0]}: looked for "
             f"{unused[0].name} among {len(images)} in --images; add their images or name fewer labels with --labels"
         )
-    return [(image, named[name][0]) for name, image in zip(image_names, images, strict=True)]
+    return [(image, fitting[0]) for image, fitting in zip(images, matches, strict=True)]
 
 
 def _without_kind(names: Sequence[str]) -> list[str]:

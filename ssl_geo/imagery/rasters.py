@@ -61,6 +61,7 @@ __all__ = [
     "UnreadableError",
     "find_scenes",
     "open_scene",
+    "read_header",
     "read_labels",
     "read_legend",
     "read_window",
@@ -150,6 +151,17 @@ def open_scene(
         level=level,
         date=date_in_names(names) or date_in_tag(headers[0].datetime),
     )
+
+
+def read_header(path: str | os.PathLike[str]) -> Header:
+    """What the header of one raster file tells, be it imagery, labels or a picture.
+
+    Raises:
+        UserError: If its bands declare different nodata values or scales.
+        UnreadableError: If it cannot be opened.
+        NotImageryError: If it holds complex numbers or nothing but an alpha band.
+    """
+    return _header(str(Path(path).absolute()), labels=True)
 
 
 def read_window(

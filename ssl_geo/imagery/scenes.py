@@ -29,6 +29,14 @@ class NotImageryError(UserError):
     """A raster that holds no band values (a palette, a picture for display, complex numbers)."""
 
 
+class UnnamedBandsError(UserError):
+    """A stack that names no band, and no setting that does."""
+
+
+class UnknownUnitError(UserError):
+    """A floating-point or 8-bit file whose scale neither a tag nor a setting tells."""
+
+
 @dataclass(frozen=True, slots=True)
 class BandSource:
     """Where one band of a scene is stored.
@@ -152,7 +160,7 @@ def name_stack(header: Header, band_names: Sequence[str] | None) -> list[tuple[s
                 )
             own = list(user)
     elif user is None:
-        raise UserError(
+        raise UnnamedBandsError(
             f"{path} has {_bands(count)} and names none: --data.band_names is required, {likely_order(count)}"
         )
     elif len(user) != count:
@@ -292,7 +300,7 @@ def radiometry(
         elif is_product:
             scale = SENTINEL2_SCALE if metadata is None or metadata.scale is None else metadata.scale
         else:
-            raise UserError(
+            raise UnknownUnitError(
                 f"{path} holds {dtype} and no scale tag, so its unit is unknown: set --data.scale, "
                 "1 for reflectance, 0.0001 for reflectance times 10000"
             )

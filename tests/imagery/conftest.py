@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from ssl_geo.imagery.rasters import write_geotiff
 
@@ -78,3 +79,35 @@ def write_band_folder(write_stack: WriteStack) -> WriteFolder:
         return stored
 
     return write
+
+
+# Reflectance of water, leaves, soil and concrete in the twelve bands of L2A, of the usual magnitudes.
+_LAND_BANDS = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B11", "B12")
+_LAND = np.array(
+    [
+        (0.030, 0.032, 0.035, 0.022, 0.017, 0.013, 0.012, 0.011, 0.010, 0.008, 0.006, 0.005),
+        (0.020, 0.026, 0.052, 0.029, 0.085, 0.260, 0.340, 0.355, 0.375, 0.370, 0.175, 0.080),
+        (0.055, 0.072, 0.100, 0.125, 0.145, 0.165, 0.178, 0.192, 0.208, 0.215, 0.270, 0.235),
+        (0.120, 0.145, 0.178, 0.200, 0.214, 0.225, 0.230, 0.242, 0.247, 0.252, 0.278, 0.255),
+    ]
+)
+
+Land = Callable[..., np.ndarray]
+
+
+@pytest.fixture(scope="session")
+def land() -> Land:
+    """DN (C, H, W) of land: patches of four surfaces, mixed at their borders, with noise."""
+
+    def make(seed: int = 0, shape: tuple[int, int] = (96, 96), *, bands: Sequence[str] = _LAND_BANDS) -> np.ndarray:
+        rng = np.random.default_rng(seed)
+        heights = ndimage.gaussian_filter(rng.standard_normal((4, *shape)), (0, 6, 6))
+        weights = np.exp(40 * heights)
+        weights /= weights.sum(axis=0)
+        spectra = _LAND[:, [_LAND_BANDS.index(band) for band in bands]]
+        reflectance = np.einsum("khw,kc->chw", weights, spectra)
+        reflectance *= 1 + 0.1 * ndimage.gaussian_filter(rng.standard_normal(shape), 1)
+        reflectance += 0.002 * rng.standard_normal(reflectance.shape)
+        return (10_000 * reflectance).clip(1, 20_000).astype(np.uint16)
+
+    return make

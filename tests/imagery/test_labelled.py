@@ -325,7 +325,7 @@ def test_pairs_go_by_name(
         (["a", "b", "c"], ["a"], r"2 of 3 images have no label, the first is .*i/b\.tif: looked for b\.tif"),
         (["a"], ["a", "b", "c"], r"2 of 3 labels have no image, the first is .*l/b\.tif"),
         (["a", "b"], ["c", "d"], r"2 of 2 images have no label, the first is .*a\.tif"),
-        (["S_20180419"], ["S_LC", "S_CT"], r"2 labels fit the image S, .*S_CT\.tif and .*S_LC\.tif"),
+        (["S_20180419"], ["S_LC", "S_CT"], r"2 labels fit the image S_20180419, .*S_CT\.tif and .*S_LC\.tif"),
         (["river_south"], ["river_north"], "1 of 1 images have no label"),
         (["x_1"], ["x_2"], "1 of 1 images have no label"),
         (["a", "a_20180419"], ["a"], r"1 of 2 images have no label, the first is .*a_20180419\.tif"),

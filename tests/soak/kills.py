@@ -82,7 +82,7 @@ def main() -> int:
         *("--data.bands", "B02", "B03", "B04", "B08", "B11", "--data.workers", str(given.workers)),
         *("--optim.batch_size", "4", "--optim.precision", "fp32", "--views.local_count", "2"),
         *("--dino.out_dim", "64", "--dino.hidden_dim", "32", "--dino.bottleneck_dim", "16"),
-        *("--backbone.name", "vit_tiny_patch16_224", "--steps", str(max(30, 4 * given.kills))),
+        *("--backbone.name", "vit_tiny_patch16_224", "--steps", str(40 + 15 * given.kills)),
         *("--backbone.arguments", "{patch_size: 8, embed_dim: 48, depth: 2, num_heads: 3, drop_path_rate: 0.1}"),
         *("--log.every", "1", "--log.checkpoint_every", str(INTERVAL), "--log.keep", "2", "--log.health_every", "7"),
     ]
@@ -101,7 +101,7 @@ def main() -> int:
         child = start(["--resume", str(run)] if going_on else [*settings, "--out", str(run)], said)
         if kills < given.kills:
             # Mostly while it trains, now and then while it starts or ends.
-            time.sleep(draw.uniform(0, 3 * lasts / given.kills + 1.5))
+            time.sleep(draw.uniform(0, 1 + 0.7 * lasts / given.kills))
             os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
         text = said.read_text()
