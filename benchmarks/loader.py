@@ -8,6 +8,7 @@ benchmarks/views.py has it. The headline is the median of the paired ratios with
 """
 
 import argparse
+import itertools
 import os
 import statistics
 import tempfile
@@ -28,7 +29,7 @@ from ssl_geo.imagery.chips import build_index
 from ssl_geo.imagery.datasets import ChipDataset
 from ssl_geo.imagery.packed import open_chips, packed_index
 from ssl_geo.imagery.packing import pack
-from ssl_geo.pretrain import ViewsDataset, collate
+from ssl_geo.pretrain import ViewBatches
 from ssl_geo.training.sampling import StepBatches
 from ssl_geo.views.multicrop import MultiCrop, default_recipes
 
@@ -44,10 +45,10 @@ class PlainDataset(Dataset):
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, number: int) -> list[np.ndarray]:
+    def __getitem__(self, number: int) -> list[torch.Tensor]:
         with rasterio.open(self.files[number]) as dataset:
             image = np.ascontiguousarray((dataset.read() / np.float32(10_000)).astype(np.float32).transpose(1, 2, 0))
-        return [np.ascontiguousarray(p(image=image)["image"].transpose(2, 0, 1)) for p in self.pipelines]
+        return [pipeline(image=image)["image"] for pipeline in self.pipelines]
 
 
 def main() -> None:
@@ -67,10 +68,13 @@ def main() -> None:
         mean, std = index.statistics.mean, index.statistics.std
         crops = MultiCrop(mean, std, global_views=global_views, local_views=local_views)
         pipelines = [plain(recipe, mean, std) for recipe in crops.recipes]
-        ours = ViewsDataset(open_chips(packed_index(packed), [packed]), crops, 0)
-        from_scenes = ViewsDataset(ChipDataset(index), crops, 0)
+        ours = ViewBatches(open_chips(packed_index(packed), [packed]), crops, 0)
+        from_scenes = ViewBatches(ChipDataset(index), crops, 0)
         peer = PlainDataset(sorted(stacks.iterdir()), pipelines)
-        order = StepBatches(chips=len(index), batch_size=BATCH, start=0, stop=10**6, seed=0)
+        starts = itertools.count(step=100)
+
+        def order() -> StepBatches:  # other chips each time, so that GDAL's cache does not hold them
+            return StepBatches(chips=len(index), batch_size=BATCH, start=next(starts), stop=10**6, seed=0)
 
         def drawn(make: Callable[[], DataLoader], workers: int) -> Callable[[], float]:
             def run() -> float:
@@ -87,11 +91,11 @@ def main() -> None:
         repeated = torch.utils.data.RandomSampler(peer, replacement=True, num_samples=10**6)
         rows, ratios = {}, {}
         for workers in (0, 1, 2):
-            options = {"num_workers": workers, "collate_fn": collate}
+            whole = {"batch_size": None, "num_workers": workers}  # a key is a batch
             ways = {
-                "packed": drawn(lambda o=options: DataLoader(ours, batch_sampler=order, **o), workers),
-                "geotiff": drawn(lambda o=options: DataLoader(from_scenes, batch_sampler=order, **o), workers),
-                "plain": drawn(lambda o=options: DataLoader(peer, BATCH, sampler=repeated, **o), workers),
+                "packed": drawn(lambda o=whole: DataLoader(ours, sampler=order(), **o), workers),
+                "geotiff": drawn(lambda o=whole: DataLoader(from_scenes, sampler=order(), **o), workers),
+                "plain": drawn(lambda n=workers: DataLoader(peer, BATCH, sampler=repeated, num_workers=n), workers),
             }
             rounds = [[way() for way in ways.values()] for _ in range(settings.rounds + 1)][1:]
             for name, times in zip(ways, zip(*rounds, strict=True), strict=True):

@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 from paired import finish
 
-from ssl_geo.imagery.arrays import ArrayWriter, file_crc32
+from ssl_geo.imagery.arrays import array_written_whole, file_crc32
 from ssl_geo.imagery.chips import ChipIndex, IndexSettings
 from ssl_geo.imagery.packed import INDEX, MANIFEST, Manifest, Shard
 from ssl_geo.imagery.rasters import write_geotiff
@@ -105,12 +105,11 @@ def make_archive(folder: Path, chips: int) -> None:
     shards = []
     for start in range(0, chips, PER_SHARD):
         shape = (min(PER_SHARD, chips - start), len(DEFAULT_BANDS), SIDE, SIDE)
-        writer = ArrayWriter(packed / f"chips-{len(shards):05}.npy", shape, np.dtype(np.uint16))
-        with writer:
+        name = f"chips-{len(shards):05}.npy"
+        with array_written_whole(packed / name, shape, np.dtype(np.uint16)) as writer:
             pass
-        size = writer.finished.bytes + 2 * int(np.prod(shape))
-        os.truncate(packed / writer.finished.file, size)
-        shards.append(Shard(writer.finished, None))
+        os.truncate(packed / name, writer.written.bytes + 2 * int(np.prod(shape)))
+        shards.append(Shard(writer.written, None))
     manifest = Manifest(index.bands, SIDE, chips, "synthetic", file_crc32(packed / INDEX), tuple(shards))
     (packed / MANIFEST).write_text(manifest.to_json())
 
@@ -121,7 +120,7 @@ def measure(kind: str, folder: Path, steps: int) -> None:
     from torch.utils.data import DataLoader, Dataset
 
     from ssl_geo.imagery.packed import open_chips
-    from ssl_geo.pretrain import ViewsDataset, collate
+    from ssl_geo.pretrain import ViewBatches
     from ssl_geo.training.sampling import StepBatches
     from ssl_geo.views.multicrop import MultiCrop, default_recipes
 
@@ -129,7 +128,7 @@ def measure(kind: str, folder: Path, steps: int) -> None:
     global_views, local_views = default_recipes(SIDE, 8)
     crops = MultiCrop(index.statistics.mean, index.statistics.std, global_views=global_views, local_views=local_views)
     chips = open_chips(index, [folder / "packed"] if kind == "packed" else [folder / "scenes"])
-    views = ViewsDataset(chips, crops, 0)
+    views = ViewBatches(chips, crops, 0)
     if kind == "peer":
         table = index.table
         rows = list(zip(*(table[name].to_pylist() for name in ("scene", "row", "col")), strict=True))
@@ -140,12 +139,12 @@ def measure(kind: str, folder: Path, steps: int) -> None:
 
             def __getitem__(self, number: int) -> object:
                 _path, _row, _col = rows[number]
-                return views[0, number]
+                return views[[(0, number)]]
 
-        loader = DataLoader(Listed(), BATCH, shuffle=True, num_workers=1, collate_fn=collate)
+        loader = DataLoader(Listed(), BATCH, shuffle=True, num_workers=1)
     else:
         order = StepBatches(chips=len(index), batch_size=BATCH, start=0, stop=steps, seed=0)
-        loader = DataLoader(views, batch_sampler=order, num_workers=1, collate_fn=collate)
+        loader = DataLoader(views, sampler=order, batch_size=None, num_workers=1)
     torch.set_num_threads(1)
     batches = iter(loader)
     for _ in range(steps - 1):

@@ -9,19 +9,21 @@ that touched them, and a map of a file that was cut off kills the process.
 
 from __future__ import annotations
 
-import io
 import os
 import weakref
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from io import BytesIO, FileIO
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ssl_geo.files import written_whole
 from ssl_geo.imagery.scenes import UnreadableError
 
 _MAX_OPEN = 256  # files that a process keeps open, far below the usual limit of 1024
@@ -101,20 +103,15 @@ class OpenArray:
 
 
 class ArrayWriter:
-    """Writes a .npy file in parts and sums it up; it appears under its name only when it is complete on the disk."""
+    """Appends rows to a .npy file and sums it up as it goes."""
 
-    def __init__(self, path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-        self._path, self._partial = path, path.with_name(f".{path.name}.partial")
-        self._shape, self._dtype = shape, dtype
+    def __init__(self, file: FileIO, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        self._file, self._name, self._shape, self._dtype = file, name, shape, dtype
         self._crc = self._bytes = 0
-
-    def __enter__(self) -> ArrayWriter:
-        header = io.BytesIO()
-        descr = np.lib.format.dtype_to_descr(self._dtype)
-        np.lib.format.write_array_header_1_0(header, {"descr": descr, "fortran_order": False, "shape": self._shape})
-        self._file = self._partial.open("wb", buffering=0)
+        header = BytesIO()
+        descr = np.lib.format.dtype_to_descr(dtype)
+        np.lib.format.write_array_header_1_0(header, {"descr": descr, "fortran_order": False, "shape": shape})
         self._append(header.getvalue())
-        return self
 
     def write(self, values: npt.NDArray[Any]) -> None:
         """Append rows."""
@@ -123,47 +120,18 @@ class ArrayWriter:
     def _append(self, content: bytes | memoryview) -> None:
         self._crc = zlib.crc32(content, self._crc)
         self._bytes += len(content)
-        view = memoryview(content)
-        while view:
-            view = view[self._file.write(view) :]
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        try:
-            if kind is None:
-                os.fsync(self._file.fileno())
-        except OSError:
-            self._partial.unlink(missing_ok=True)
-            raise
-        finally:
-            self._file.close()
-        if kind is None:
-            _rename(self._partial, self._path)
-        else:
-            self._partial.unlink(missing_ok=True)
+        rest = memoryview(content)
+        while rest:
+            rest = rest[self._file.write(rest) :]
 
     @property
-    def finished(self) -> ArrayFile:
+    def written(self) -> ArrayFile:
         """What was written."""
-        return ArrayFile(self._path.name, self._shape, self._dtype.str, self._bytes, self._crc)
+        return ArrayFile(self._name, self._shape, self._dtype.str, self._bytes, self._crc)
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a small text so that readers see either the old content or the whole new one."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with partial.open("w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        _rename(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _rename(partial: Path, path: Path) -> None:
-    partial.replace(path)
-    descriptor = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+@contextmanager
+def array_written_whole(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Iterator[ArrayWriter]:
+    """Write a .npy file in parts; it appears under its name only when it is complete on the disk."""
+    with written_whole(path) as partial, partial.open("wb", buffering=0) as file:
+        yield ArrayWriter(file, path.name, shape, dtype)

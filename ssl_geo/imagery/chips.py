@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 import threading
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -23,6 +22,7 @@ import pyarrow.parquet as pq
 
 from ssl_geo.errors import UserError, nearest
 from ssl_geo.imagery.archives import FoundScene, walk_scenes
+from ssl_geo.imagery.columns import mapped_columns, stored_once
 from ssl_geo.imagery.products import LEVELS, metadata_file
 from ssl_geo.imagery.scan import Chips, scan_pixels
 from ssl_geo.imagery.sensors import KNOWN_BANDS, canonical_band
@@ -169,7 +169,7 @@ class ChipIndex:
                 settings[name] = None if settings[name] is None else tuple(settings[name])
             statistics = metadata["statistics"]
             return cls(
-                table=_mapped(path),
+                table=mapped_columns(path, once=_OF_SCENES),
                 settings=IndexSettings(**settings),
                 statistics=BandStatistics(
                     statistics["count"], np.array(statistics["mean"]), np.array(statistics["m2"])
@@ -351,36 +351,6 @@ def _build(found: Sequence[FoundScene], settings: IndexSettings, *, workers: int
     )
 
 
-def _mapped(path: str | os.PathLike[str]) -> pa.Table:
-    """The columns of a Parquet file, each a chunk that lies in a mapped file without a name.
-
-    Decoded column by column, so that the peak is one of them; what is never read never takes memory, and processes
-    share what is.
-    """
-    columns = {}
-    with tempfile.TemporaryDirectory() as scratch:
-        for name in pq.read_schema(path).names:
-            column = pq.read_table(path, columns=[name])[name].unify_dictionaries().combine_chunks()
-            table = pa.table({name: _stored_once(column) if name in _OF_SCENES else column})
-            file = str(Path(scratch) / "column")
-            with pa.ipc.new_file(file, table.schema) as writer:
-                writer.write_table(table)
-            with pa.memory_map(file) as mapped:
-                columns[name] = pa.ipc.open_file(mapped).read_all()[name]
-            Path(file).unlink()
-            del column, table
-            pa.default_memory_pool().release_unused()
-    return pa.table(columns)
-
-
-def _stored_once(column: pa.Array) -> pa.DictionaryArray:
-    """The values stored once, and referred to by numbers as small as will do."""
-    encoded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
-    count = len(encoded.dictionary)
-    numbers = pa.int8() if count < 2**7 else pa.int16() if count < 2**15 else pa.int32()
-    return pa.DictionaryArray.from_arrays(encoded.indices.cast(numbers), encoded.dictionary)
-
-
 def _shared(column: pa.ChunkedArray) -> float | None:
     values = column.unique().to_pylist()
     return float(values[0]) if len(values) == 1 else None
@@ -404,7 +374,7 @@ def _table(scenes: Sequence[SceneRecord], chips: Chips, chip_size: int) -> pa.Ta
     left, bottom, right, top = _bounds(scenes, chips, chip_size)
 
     def by_scene(values: Sequence[object], kind: pa.DataType) -> pa.DictionaryArray:
-        return _stored_once(pa.array(values, kind)).take(pa.array(chips.scene))
+        return stored_once(pa.array(values, kind)).take(pa.array(chips.scene))
 
     return pa.table(
         {

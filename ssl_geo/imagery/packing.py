@@ -23,7 +23,8 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from ssl_geo.errors import UserError
-from ssl_geo.imagery.arrays import ArrayFile, ArrayWriter, file_crc32, write_whole
+from ssl_geo.files import written_whole
+from ssl_geo.imagery.arrays import ArrayFile, array_written_whole, file_crc32
 from ssl_geo.imagery.chips import ChipIndex
 from ssl_geo.imagery.packed import INDEX, JOURNAL, MANIFEST, Manifest, Shard, damaged_shards, read_index
 from ssl_geo.imagery.rasters import open_scene, read_window
@@ -114,7 +115,8 @@ def pack(
         _check_room(index, folder, plan, todo)
         head = {**_head(index, plan), "finished": [_record(number, written[number]) for number in sorted(written)]}
         try:
-            write_whole(folder / JOURNAL, json.dumps(head) + "\n")
+            with written_whole(folder / JOURNAL) as partial:
+                partial.write_text(json.dumps(head) + "\n")
             (folder / MANIFEST).unlink(missing_ok=True)
             for number, shard in _write_shards(index, folder, plan, todo, workers=workers, progress=progress):
                 written[number] = shard
@@ -158,8 +160,8 @@ def _claimed(folder: Path) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise UserError(f"another process packs into --out {folder}: wait for it or name another folder") from error
-        for left in folder.glob(".*.partial"):  # by one that was killed
-            left.unlink()
+        for left in (file for name in (*known, "chips-*", "valid-*") for file in folder.glob(f".{Path(name).stem}.*")):
+            left.unlink()  # by one that was killed
         yield
     finally:
         os.close(descriptor)
@@ -242,7 +244,7 @@ def _write_shards(
             shape = (count, len(index.bands), size, size)
             partly: list[int] = []
             bits: list[npt.NDArray[np.uint8]] = []
-            with ArrayWriter(folder / f"chips-{number:05}.npy", shape, plan.dtypes[number]) as chips:
+            with array_written_whole(folder / f"chips-{number:05}.npy", shape, plan.dtypes[number]) as chips:
                 done = 0
                 while done < count:
                     _, (dn, valid) = next(results)
@@ -255,10 +257,10 @@ def _write_shards(
             invalid: ArrayFile | None = None
             if partly:
                 rows = np.concatenate(bits)
-                with ArrayWriter(folder / f"valid-{number:05}.npy", rows.shape, rows.dtype) as file:
+                with array_written_whole(folder / f"valid-{number:05}.npy", rows.shape, rows.dtype) as file:
                     file.write(rows)
-                invalid = file.finished
-            yield number, _Written(Shard(chips.finished, invalid), partly)
+                invalid = file.written
+            yield number, _Written(Shard(chips.written, invalid), partly)
 
 
 class _Block(NamedTuple):
@@ -302,6 +304,7 @@ def _finish(index: ChipIndex, folder: Path, plan: _Plan, written: Sequence[_Writ
     shards = tuple(shard for shard, _ in written)
     crc32 = file_crc32(folder / INDEX)
     manifest = Manifest(index.bands, index.chip_size, len(index), index.fingerprint, crc32, shards)
-    write_whole(folder / MANIFEST, manifest.to_json())
+    with written_whole(folder / MANIFEST) as partial:
+        partial.write_text(manifest.to_json())
     (folder / JOURNAL).unlink()
     return manifest

@@ -18,7 +18,7 @@ def data_pace(
 
     Args:
         read: Reads a chip.
-        prepare: Reads a chip and makes of it what the loader hands out.
+        prepare: Reads a chip and makes of it what the loader hands out: its views, or their draws.
         keys: Of chips; the first warms up and does not count.
         workers: Loader processes; 0 for none, where training and loading take turns.
         packed: Whether the chips are packed.
@@ -47,9 +47,9 @@ def data_pace(
         return "data: too few chips to foresee its pace"
     reading, preparing = reading / counted, preparing / counted
     rate = max(1, workers) / max(reading + preparing, 1e-9)
-    limit = "making views" if preparing >= reading else "reading"
+    limit = "preparing" if preparing >= reading else "reading"
     line = (
-        f"data: about {rate:.3g} chips/s ({1e3 * reading:.2g} ms reading, {1e3 * preparing:.2g} ms views a chip; "
+        f"data: about {rate:.3g} chips/s ({1e3 * reading:.2g} ms reading, {1e3 * preparing:.2g} ms preparing a chip; "
         f"--data.workers {workers}), limited by {limit}"
     )
     if limit == "reading" and not packed:

@@ -27,9 +27,21 @@ class Clock:
 @pytest.mark.parametrize(
     ("read", "views", "workers", "packed", "words"),
     [
-        (0.010, 0.040, 1, False, "20 chips/s (10 ms reading, 40 ms views a chip; --data.workers 1), limited by making"),
+        (
+            0.010,
+            0.040,
+            1,
+            False,
+            "20 chips/s (10 ms reading, 40 ms preparing a chip; --data.workers 1), limited by preparing",
+        ),
         (0.010, 0.040, 4, True, "about 80 chips/s"),
-        (0.040, 0.010, 0, True, "20 chips/s (40 ms reading, 10 ms views a chip; --data.workers 0), limited by reading"),
+        (
+            0.040,
+            0.010,
+            0,
+            True,
+            "20 chips/s (40 ms reading, 10 ms preparing a chip; --data.workers 0), limited by reading",
+        ),
         (0.040, 0.010, 2, False, "limited by reading; python -m ssl_geo.pack"),
     ],
 )
