@@ -23,7 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from ssl_geo.backbones import load_backbone, untrained
-from ssl_geo.imagery.labelled import LabelledChips, pair_labels, write_class_map
+from ssl_geo.imagery.labelled import LabelledChips, pair_labels
+from ssl_geo.imagery.maps import write_class_map
 from ssl_geo.imagery.quickcheck import check_labelled
 from ssl_geo.imagery.sample import ensure_sample
 from ssl_geo.imagery.sensors import DEFAULT_BANDS

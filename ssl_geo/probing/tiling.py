@@ -74,6 +74,7 @@ def blended(
     model: Model,
     rows: Axis,
     columns: Axis,
+    channels: int,
     *,
     reduction: int = 1,
     batch_size: int = 32,
@@ -88,6 +89,7 @@ def blended(
         model: Tiles (B, bands, h, w) → values (B, K, size, size) in cells.
         rows: Tiles along the scene's height.
         columns: Along its width.
+        channels: K.
         reduction: Pixels per cell.
         batch_size: Tiles shown at once.
         device: Where to compute.
@@ -98,7 +100,7 @@ def blended(
     """
     place = device or torch.device("cpu")
     side = rows.size * reduction
-    sums: Tensor | None = None
+    sums = torch.zeros(channels, rows.size, columns.length, device=place)
     across = torch.from_numpy(columns.weights).to(place)
     down = torch.from_numpy(rows.weights).to(place)
     for number, top in enumerate(rows.starts):
@@ -114,15 +116,10 @@ def blended(
             tiles = np.stack([image[:, :, left * reduction : left * reduction + side] for left in lefts])
             values = model(torch.from_numpy(tiles).to(place))
             values = values * (down[number][:, None] * across[part][:, None, None, :])
-            if sums is None:
-                sums = torch.zeros(values.shape[1], rows.size, columns.length, device=place)
             for left, value in zip(lefts, values, strict=True):
                 sums[:, :, left : left + columns.size] += value
         last = number + 1 == len(rows.starts)
         finished = (rows.length if last else rows.starts[number + 1]) - top
-        if sums is None:  # nothing valid so far, so nobody knows K
-            yield top, torch.zeros(0, finished, columns.length, device=place)
-            continue
         yield top, sums[:, :finished]
         if not last:
             kept = sums[:, finished:].clone()
