@@ -1,10 +1,10 @@
-"""Maps over a scene: its classes, or other values per pixel, as Cloud-Optimized GeoTIFF; and how much ground a pixel is."""
+"""Maps over a scene as Cloud-Optimized GeoTIFF: its classes, or other values per pixel; and the ground a pixel covers."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,14 @@ from ssl_geo.imagery.pairing import IGNORED, Classes, Colour
 from ssl_geo.imagery.rasters import cog_by_rows, to_lonlat
 from ssl_geo.imagery.scenes import Scene, Transform
 
+WriteRows = Callable[[int, npt.NDArray[Any]], None]
+
 # WGS 84 (NIMA TR8350.2): semi-major axis in metres, first eccentricity.
 _AXIS, _ECCENTRICITY = 6_378_137.0, 0.081_819_190_842_622
 
 
 @contextmanager
-def class_map(
-    path: Path, scene: Scene, classes: Classes, tags: Mapping[str, str]
-) -> Iterator[Callable[[int, npt.NDArray[np.uint8]], None]]:
+def class_map(path: Path, scene: Scene, classes: Classes, tags: Mapping[str, str]) -> Iterator[WriteRows]:
     """Write classes from top to bottom as a GeoTIFF over their image, with the ids of the label rasters as values.
 
     Nodata is 255, or where that is an id the largest free value of the file's type: uint8, or uint16 or int32 (which
@@ -54,6 +54,46 @@ def class_map(
         averaged=False,
     ) as write:
         yield lambda row, part: write(row, values[part][None])
+
+
+def value_map(
+    path: Path,
+    scene: Scene,
+    dtype: npt.DTypeLike,
+    *,
+    nodata: float,
+    descriptions: Sequence[str],
+    tags: Mapping[str, str],
+    scale: float | None = None,
+    reduction: int = 1,
+) -> AbstractContextManager[WriteRows]:
+    """Write numbers from top to bottom as a GeoTIFF over their image, one channel a description.
+
+    Args:
+        path: As for `cog_by_rows`, as all but the next and the last.
+        scene: The image.
+        dtype: Of the numbers.
+        nodata: The declared nodata value.
+        descriptions: (C,) of the channels.
+        tags: Metadata of the file.
+        scale: Declared: value = stored · scale.
+        reduction: Pixels of the image per pixel of the map, which may reach over the image's border.
+    """
+    transform = placed(scene)
+    if transform is not None:
+        a, b, c, d, e, f = transform
+        transform = (a * reduction, b * reduction, c, d * reduction, e * reduction, f)
+    return cog_by_rows(
+        path,
+        (len(descriptions), -(-scene.height // reduction), -(-scene.width // reduction)),
+        dtype,
+        crs=scene.crs,
+        transform=transform,
+        nodata=nodata,
+        scale=scale,
+        descriptions=descriptions,
+        tags=tags,
+    )
 
 
 def write_class_map(
@@ -108,9 +148,7 @@ def pixel_areas(scene: Scene) -> npt.NDArray[np.float64] | None:
     x, y = a * cols + b * rows + c, d * cols + e * rows + f  # (2, H + 1)
     lon, lat = np.radians(to_lonlat(scene.crs, x.ravel(), y.ravel())).T.reshape(2, 2, -1)
     sine = _ECCENTRICITY * np.sin(lat)
-    q = (1 - _ECCENTRICITY**2) * (
-        np.sin(lat) / (1 - sine**2) - np.log((1 - sine) / (1 + sine)) / (2 * _ECCENTRICITY)
-    )
+    q = (1 - _ECCENTRICITY**2) * (np.sin(lat) / (1 - sine**2) - np.log((1 - sine) / (1 + sine)) / (2 * _ECCENTRICITY))
     east, north = _AXIS * lon, _AXIS * q / 2
     corners_x = np.stack([east[0, :-1], east[1, :-1], east[1, 1:], east[0, 1:]])
     corners_y = np.stack([north[0, :-1], north[1, :-1], north[1, 1:], north[0, 1:]])

@@ -219,8 +219,8 @@ def load_head(folder: Path) -> SavedHead:
     found = (tuple(extractor.channels), tuple(extractor.reduction))
     if found != (description.channels, description.reduction):
         raise UserError(
-            f"{folder}: layers {' '.join(description.layers)} of the backbone have {found[0]} channels at 1/{found[1]}, "
-            f"{DESCRIPTION} says {description.channels} at 1/{description.reduction}: the files are not of one probe"
+            f"{folder}: layers {' '.join(description.layers)} of the backbone have {found[0]} channels at 1/{found[1]}"
+            f", {DESCRIPTION} says {description.channels} at 1/{description.reduction}: the files are not of one probe"
         )
     head = _empty_head(description)
     tensors = read_tensors(folder / HEAD)

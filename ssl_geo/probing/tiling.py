@@ -1,9 +1,9 @@
 """Overlapping tiles over a scene of any size, blended so that no seam shows, row of tiles by row of tiles.
 
 A tile's weight at a pixel is the product of one along each axis. Along an axis it is 0 in the outermost quarter of the
-overlap, where a network sees the tile's edge, rises along a raised cosine (Hann) in the middle half, and is 1 from there
-on; at the scene's own border there is nothing to blend with and no ramp. Divided by their sum the weights add up
-to 1 everywhere, so what all tiles agree on comes out as it is.
+overlap, where a network sees the tile's edge, rises along a raised cosine (Hann) in the middle half, and is 1 from
+there on; at the scene's own border there is nothing to blend with and no ramp. Divided by their sum the weights
+add up to 1 everywhere, so what all tiles agree on comes out as it is.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def blended(
     reduction: int = 1,
     batch_size: int = 32,
     device: torch.device | None = None,
-) -> Iterator[tuple[int, Tensor]]:
+) -> Iterator[tuple[int, Tensor, npt.NDArray[np.bool_]]]:
     """Show every tile with a valid pixel to a model and blend what it says.
 
     What is held at a time are the rows of one row of tiles, whatever the scene's height.
@@ -95,8 +95,8 @@ def blended(
         device: Where to compute.
 
     Yields:
-        First row in cells, and finished values (K, rows, W) on the device, 0 where no tile with a valid pixel lies; the
-        next yield reuses their memory.
+        First row in cells; finished values (K, rows, W) on the device, 0 where no tile with a valid pixel lies, which
+        the next yield overwrites; valid (rows, W) in pixels.
     """
     place = device or torch.device("cpu")
     side = rows.size * reduction
@@ -120,8 +120,15 @@ def blended(
                 sums[:, :, left : left + columns.size] += value
         last = number + 1 == len(rows.starts)
         finished = (rows.length if last else rows.starts[number + 1]) - top
-        yield top, sums[:, :finished]
+        yield top, sums[:, :finished], valid[: finished * reduction]
         if not last:
             kept = sums[:, finished:].clone()
             sums[:, : rows.size - finished] = kept
             sums[:, rows.size - finished :] = 0
+
+
+def any_within(valid: npt.NDArray[np.bool_], reduction: int) -> npt.NDArray[np.bool_]:
+    """Whether a cell holds a valid pixel: (H, W) in pixels, whole cells → (H / reduction, W / reduction)."""
+    height, width = valid.shape
+    cells = valid.reshape(height // reduction, reduction, width // reduction, reduction)
+    return np.asarray(cells.any(axis=(1, 3)))
