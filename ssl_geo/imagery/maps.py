@@ -1,4 +1,4 @@
-"""Maps over a scene as Cloud-Optimized GeoTIFF: its classes, or other values per pixel; and the ground a pixel covers."""
+"""Maps over a scene as Cloud-Optimized GeoTIFF: classes, or other values per pixel; and the ground a pixel covers."""
 
 from __future__ import annotations
 
