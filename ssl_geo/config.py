@@ -448,6 +448,36 @@ class DoctorConfig:
     """threads; default: the number of processors, at most 8"""
 
 
+@dataclass
+class PredictConfig:
+    """Map scenes of any size with the head that a probe chose, or write down what its backbone sees in them."""
+
+    head: str
+    """folder best_head that ssl_geo.probe leaves in its --out"""
+    scene: list[str]
+    """scenes to map: files, folders, patterns such as "2023/*.tif\""""
+    out: str
+    """file to make (.tif; .parquet of chips) for one scene, or folder for any number of them"""
+    confidence: bool = False
+    """write the probability of the class that won too, in percent: NAME.confidence.tif"""
+    probabilities: bool = False
+    """write the probability of every class too, one band each: NAME.probabilities.tif"""
+    embed: Literal["pca", "tokens", "chips"] | None = None
+    """instead of classes: principal components of a layer's features or the features themselves as GeoTIFF on the
+    layer's grid, or one embedding a chip as GeoParquet"""
+    layer: str | None = None
+    """layer whose features pca and tokens take; default: the deepest that the head reads"""
+    components: int | None = None
+    """number of channels of pca (default 3) and tokens (default all)"""
+    overlap: float = 0.25
+    """share of a tile that the next one covers too, 0 to 0.5; more is smoother and slower"""
+    batch_size: int = 32
+    """tiles at once"""
+    data: ImageConfig = field(default_factory=ImageConfig)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """where to compute; auto: cuda where there is one"""
+
+
 PROGRAM = "ssl_geo.pretrain"
 
 
@@ -509,3 +539,13 @@ def doctor_config(argv: list[str] | None = None) -> DoctorConfig:
     usage = f"python -m {DOCTOR_PROGRAM} [PATH ...] [--labels PATH ...] [--quick] [--out OUT] [--SETTING VALUE ...]"
     argv = sys.argv[1:] if argv is None else argv
     return parse(DoctorConfig, DOCTOR_PROGRAM, argv, {}, usage, positional="--paths")
+
+
+PREDICT_PROGRAM = "ssl_geo.predict"
+
+
+def predict_config(argv: list[str] | None = None) -> PredictConfig:
+    """Settings of `python -m ssl_geo.predict`."""
+    usage = f"python -m {PREDICT_PROGRAM} --head OUT/best_head --scene SCENE ... --out MAP [--SETTING VALUE ...]"
+    argv = sys.argv[1:] if argv is None else argv
+    return parse(PredictConfig, PREDICT_PROGRAM, argv, {}, usage)

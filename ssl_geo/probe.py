@@ -22,8 +22,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+import ssl_geo
 from ssl_geo.backbones import load_backbone, untrained
-from ssl_geo.imagery.labelled import LabelledChips, pair_labels, write_class_map
+from ssl_geo.imagery.labelled import LabelledChips, pair_labels
+from ssl_geo.imagery.maps import write_class_map
 from ssl_geo.imagery.quickcheck import check_labelled
 from ssl_geo.imagery.sample import ensure_sample
 from ssl_geo.imagery.sensors import DEFAULT_BANDS
@@ -36,6 +38,7 @@ from ssl_geo.probing.pixels import fit_linear_on_layers
 from ssl_geo.probing.report import ModelResult, ProbeReport, write_report
 from ssl_geo.probing.results import append_result, result_row
 from ssl_geo.probing.rivals import RivalChip, score_rivals
+from ssl_geo.probing.saved import HeadDescription, save_head
 from ssl_geo.probing.scoring import TestChips, score_heads
 from ssl_geo.probing.splits import ChipSplit, split_chips
 from ssl_geo.probing.store import FeatureStore, extract, predicted_bytes, store_key, stored_chips
@@ -170,15 +173,18 @@ def main(config: ProbeConfig) -> int:
         settings=to_dict(config),
         splits=[*task.chips.report(), *splits],
         timings={"expected": sum(expected.values()), **clock.seconds},
-        files={"maps": str(out / "maps")},
+        files={"maps": str(out / "maps"), "head": str(out / "best_head")},
     ).to_json()
     chosen = [candidate for candidate in candidates if candidate[0].group == report["best"]]
-    _, name, item = max(chosen, key=lambda candidate: candidate[0].validation_miou or 0.0)
+    result, name, item = max(chosen, key=lambda candidate: candidate[0].validation_miou or 0.0)
+    description = describe_head(task, result, name, item, extractors[""], config.ckpt)
+    standardizing = {"mean": list(description.mean), "std": list(description.std), "chip_size": description.chip_size}
+    save_head(out / "best_head", item.head, description, backbone, {**backbone.description, **standardizing})
     maps = write_maps(out / "maps", task, name, item, stores[""], config, device)
     markdown = write_report(out, report)
     append_result(Path(config.results), {"out": str(out), **result_row(report)})
     print(report["headline"])
-    print(f"report: {markdown}; map: {maps[0]}")
+    print(f"report: {markdown}; map: {maps[0]}; head for ssl_geo.predict: {out / 'best_head'}")
     return 0
 
 
@@ -319,6 +325,38 @@ def expected_seconds(
         * pace.heads(train=len(train), validation=len(validation), test=len(test), epochs=config.epochs),
         "linear probes": 2 * pace.linear_probe(PIXEL_ROWS),
     }
+
+
+def describe_head(
+    task: Task, result: ModelResult, name: str, item: Fitted, extractor: FeatureExtractor, checkpoint: str
+) -> HeadDescription:
+    """What using the chosen head takes, and where it comes from."""
+    chips = task.chips
+    position = [extractor.names.index(layer) for layer in item.layers]
+    scenes = [labelled.scene for labelled in chips.scenes]
+    return HeadDescription(
+        name=result.name,
+        kind=name.partition(" @ ")[0],
+        layers=tuple(item.layers),
+        channels=tuple(extractor.channels[k] for k in position),
+        reduction=tuple(extractor.reduction[k] for k in position),
+        chip_size=chips.chip_size,
+        bands=chips.bands,
+        mean=tuple(task.mean.tolist()),
+        std=tuple(task.std.tolist()),
+        class_ids=chips.ids,
+        class_names=chips.names,
+        class_colours=chips.colours,
+        checkpoint=checkpoint,
+        confusion=result.blocks,
+        provenance={
+            "version": ssl_geo.__version__,
+            "validation_miou": result.validation_miou,
+            "levels": sorted({scene.level for scene in scenes if scene.level is not None}),
+            "scale": sorted({scene.scale for scene in scenes}),
+            "offset": sorted({scene.offset for scene in scenes}),
+        },
+    )
 
 
 def write_maps(

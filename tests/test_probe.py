@@ -16,6 +16,7 @@ from ssl_geo.imagery.rasters import write_geotiff
 from ssl_geo.imagery.sensors import DEFAULT_BANDS
 from ssl_geo.probe import PACE_CHIPS, main
 from ssl_geo.probing.features import FeatureExtractor
+from ssl_geo.probing.saved import load_head
 
 GRID = {"crs": "EPSG:32632", "transform": (10.0, 0.0, 6e5, 0.0, -10.0, 5.4e6)}
 
@@ -73,6 +74,17 @@ def test_a_probe_leaves_report_and_maps_on_the_grid_of_the_image(world, tmp_path
         assert set(np.unique(dataset.read(1))) <= {3, 7}
         assert dataset.nodata == 255
         assert dataset.colormap(1)[3] != dataset.colormap(1)[7]
+        values = dataset.read()
+    saved = load_head(tmp_path / "out" / "best_head").description
+    assert saved.name.startswith(report["best"])
+    (chosen,) = (result for result in report["results"] if result["name"] == saved.name)
+    assert saved.confusion.sum(axis=0).tolist() == chosen["confusion"]
+    assert (saved.class_ids, saved.bands, saved.chip_size) == ((3, 7), tuple(DEFAULT_BANDS), 32)
+    (image,) = (world / "images").iterdir()
+    command = [sys.executable, "-m", "ssl_geo.predict", "--head", str(tmp_path / "out" / "best_head"), "--scene"]
+    subprocess.run([*command, str(image), "--out", str(tmp_path / "map.tif")], check=True, timeout=120)
+    with rasterio.open(tmp_path / "map.tif") as dataset:
+        assert (dataset.read() == values).mean() > 0.95  # the probe maps chips side by side, from float16 features
 
 
 def test_the_backbone_sees_every_chip_once(world, tmp_path, monkeypatch):

@@ -1,7 +1,4 @@
-"""Labelled images cut into chips of classes 0 … C-1, and class maps written back over their images.
-
-Images and labels are paired in `ssl_geo.imagery.pairing`.
-"""
+"""Labelled images cut into chips of classes 0 … C-1. Images and labels are paired in `ssl_geo.imagery.pairing`."""
 
 from __future__ import annotations
 
@@ -20,8 +17,7 @@ from tqdm import tqdm
 
 from ssl_geo.errors import UserError, nearest
 from ssl_geo.imagery.pairing import IGNORED, Classes, Colour, LabelledScene, pair_labels, scene_labels, scene_name
-from ssl_geo.imagery.rasters import read_window, to_lonlat, write_geotiff
-from ssl_geo.imagery.scenes import Scene
+from ssl_geo.imagery.rasters import read_window, to_lonlat
 from ssl_geo.imagery.statistics import BandStatistics
 
 __all__ = [
@@ -31,7 +27,6 @@ __all__ = [
     "LabelledChips",
     "LabelledScene",
     "pair_labels",
-    "write_class_map",
 ]
 
 _EARTH_RADIUS = 6_371_008.8  # metres, mean radius of WGS 84 (IUGG)
@@ -280,60 +275,3 @@ class LabelledChips:
                     raise UserError(f"cannot read {file}: {error.strerror}") from error
                 digest.update(f"{file}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
         return digest.hexdigest()
-
-
-def write_class_map(
-    path: str | os.PathLike[str],
-    classes: npt.NDArray[np.uint8],
-    scene: Scene,
-    names: Sequence[str],
-    ids: Sequence[int],
-    colours: Sequence[Colour],
-    tags: Mapping[str, str],
-) -> None:
-    """Write classes as a GeoTIFF over their image, with the ids of the label rasters as values.
-
-    Nodata is 255, or where that is an id the largest free value of the file's type: uint8, or uint16 or int32 (which
-    has no colour table) where the ids need it. Tags ``class_<id>`` hold the names, so that the map is a label raster.
-
-    Args:
-        path: As for `write_geotiff`.
-        classes: (H, W), 0 … C-1; 255 becomes nodata.
-        scene: The image.
-        names: (C,) of the classes.
-        ids: (C,) values of the classes.
-        colours: (C,) of the classes.
-        tags: Others to write, for example ``checkpoint``.
-
-    Raises:
-        ValueError: If `classes` is not of the scene's shape or holds a value that is no class.
-    """
-    if classes.shape != (scene.height, scene.width):
-        raise ValueError(f"classes {classes.shape} do not fit the image's {scene.height}×{scene.width} pixels")
-    if ((classes >= len(ids)) & (classes != IGNORED)).any():
-        raise ValueError(f"classes hold a value that is neither {IGNORED} nor below {len(ids)}")
-    dtype, nodata = _map_type(ids)
-    values = np.full(IGNORED + 1, nodata, dtype)
-    values[: len(ids)] = ids
-    georeferenced = scene.crs is not None or scene.transform != (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
-    write_geotiff(
-        path,
-        values[classes][None],
-        crs=scene.crs,
-        transform=scene.transform if georeferenced else None,
-        nodata=nodata,
-        descriptions=["class"],
-        tags={**tags, **{f"class_{value}": name for value, name in zip(ids, names, strict=True)}},
-        colormap=dict(zip(ids, colours, strict=True)) if dtype.kind == "u" else None,
-    )
-
-
-def _map_type(ids: Sequence[int]) -> tuple[np.dtype[Any], int]:
-    """The smallest type that holds the ids and a value beside them, and that value."""
-    for dtype in (np.dtype(np.uint8), np.dtype(np.uint16), np.dtype(np.int32), np.dtype(np.int64)):
-        limits = np.iinfo(dtype)
-        if min(ids) >= limits.min and max(ids) <= limits.max:
-            free = next((value for value in range(int(limits.max), int(limits.min) - 1, -1) if value not in ids), None)
-            if free is not None:
-                return dtype, free
-    raise ValueError(f"ids {min(ids)} to {max(ids)} fit no type")

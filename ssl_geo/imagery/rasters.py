@@ -16,7 +16,7 @@ import os
 import threading
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -25,12 +25,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import rasterio
+import rasterio.shutil
+from rasterio._err import CPLE_BaseError  # what a failed copy raises; rasterio.errors lacks it
 from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import CRSError, NotGeoreferencedWarning, RasterioError
 from rasterio.warp import transform as transform_points
 from rasterio.windows import Window
 
 from ssl_geo.errors import UserError, nearest
+from ssl_geo.files import written_whole
 from ssl_geo.imagery.archives import band_files, find_scenes
 from ssl_geo.imagery.products import (
     LEVELS,
@@ -59,6 +62,7 @@ __all__ = [
     "NotImageryError",
     "Scene",
     "UnreadableError",
+    "cog_by_rows",
     "find_scenes",
     "open_scene",
     "read_header",
@@ -73,6 +77,8 @@ __all__ = [
 
 # Bytes of decoded blocks that GDAL keeps; by itself it takes 5 % of the machine's memory, in each loader worker anew.
 _BLOCK_CACHE = {} if "GDAL_CACHEMAX" in os.environ else {"GDAL_CACHEMAX": 256_000_000}
+COG_BLOCK = 256
+"""Side of the blocks of a Cloud-Optimized GeoTIFF; smaller ones than a block get no overviews."""
 _MAX_OPEN = 64  # files a thread keeps open: two to six band folders, far below the usual limit of 1024 a process
 
 
@@ -437,6 +443,92 @@ def write_geotiff(
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def cog_by_rows(
+    path: Path,
+    shape: tuple[int, int, int],
+    dtype: npt.DTypeLike,
+    *,
+    crs: str | None,
+    transform: Sequence[float] | None,
+    nodata: float | None = None,
+    scale: float | None = None,
+    descriptions: Sequence[str] | None = None,
+    tags: Mapping[str, str] | None = None,
+    colormap: Mapping[int, tuple[int, int, int]] | None = None,
+    averaged: bool = True,
+) -> Iterator[Callable[[int, npt.NDArray[Any]], None]]:
+    """Write a Cloud-Optimized GeoTIFF from top to bottom; it appears under its name only when it is complete.
+
+    Rows go to an uncompressed file beside it; GDAL's COG driver then makes overviews, compresses and orders it
+    (https://gdal.org/en/stable/drivers/raster/cog.html).
+
+    Args:
+        path: The file to write. Its folder must exist.
+        shape: (C, H, W).
+        dtype: Any real type GDAL stores.
+        crs: As for `write_geotiff`, as the next two.
+        transform: Six numbers.
+        nodata: The declared nodata value.
+        scale: Declared: value = stored · scale.
+        descriptions: One description (band name) per channel.
+        tags: Metadata of the file.
+        colormap: Colours (red, green, blue) by value, for one channel of 8 or 16 bit.
+        averaged: Overviews hold means; False: the most frequent value, for classes.
+
+    Yields:
+        A function that takes the first row and values (C, rows, W).
+
+    Raises:
+        UserError: If it cannot be written.
+    """
+    count, height, width = shape
+    profile: dict[str, Any] = {
+        "driver": "GTiff",
+        "count": count,
+        "height": height,
+        "width": width,
+        "dtype": np.dtype(dtype),
+        "crs": crs,
+        "nodata": nodata,
+        "interleave": "band",
+        "bigtiff": "if_safer",
+    }
+    if transform is not None:
+        profile["transform"] = rasterio.Affine(*tuple(transform)[:6])
+    rows = path.with_name(f".{path.stem}.{os.getpid()}-{threading.get_ident()}.rows")
+    creation = {
+        "driver": "COG",
+        "compress": "deflate",
+        "predictor": "yes",
+        "blocksize": COG_BLOCK,
+        "bigtiff": "if_safer",
+        "overview_resampling": "average" if averaged else "mode",
+        "num_threads": "all_cpus",
+    }
+    try:
+        with written_whole(path) as partial, _ungeoreferenced_allowed(), rasterio.Env(**_BLOCK_CACHE):
+            with rasterio.open(rows, "w", **profile) as dataset:
+                if scale is not None:
+                    dataset.scales = (scale,) * count
+                if descriptions is not None:
+                    dataset.descriptions = tuple(descriptions)
+                if tags:
+                    dataset.update_tags(**tags)
+                if colormap is not None:
+                    dataset.write_colormap(1, {value: (*colour, 255) for value, colour in colormap.items()})
+
+                def write(row: int, values: npt.NDArray[Any]) -> None:
+                    dataset.write(values, window=Window(0, row, width, values.shape[1]))
+
+                yield write
+            rasterio.shutil.copy(rows, partial, **creation)
+    except (RasterioError, CPLE_BaseError, OSError) as error:
+        raise UserError(f"{path} could not be written ({error}); make room, or name another --out") from error
+    finally:
+        rows.unlink(missing_ok=True)
 
 
 def _header(file: str, *, labels: bool = False) -> Header:

@@ -18,7 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ssl_geo.errors import UserError
-from ssl_geo.imagery.labelled import IGNORED, LabelledChips, LabelledScene, pair_labels, write_class_map
+from ssl_geo.imagery.labelled import IGNORED, LabelledChips, LabelledScene, pair_labels
+from ssl_geo.imagery.maps import write_class_map
 from ssl_geo.imagery.rasters import (
     open_scene,
     read_labels,
