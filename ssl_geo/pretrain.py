@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ssl_geo.config import PROGRAM, PretrainConfig, pretrain_config, resolve, to_dict, to_yaml
+from ssl_geo.config import PROGRAM, PretrainConfig, pretrain_config, resolve, resume_changes, to_dict, to_yaml
 from ssl_geo.errors import UserError, one_line_errors
 
 if __name__ == "__main__":  # settings first: --help answers before torch is imported
@@ -71,6 +71,7 @@ def main(config: PretrainConfig) -> int:
         config.views.backend = "torch" if ranks.device.type == "cuda" else "opencv"
     global_views, local_views = default_recipes(config.data.chip_size, patch_size, **recipes)
     crops = MultiCrop(mean, std, global_views=global_views, local_views=local_views)
+    changes = resume_changes(config) if config.resume else []
     state = State(config, index, crops, ranks)
 
     run = Path(config.resume or config.out or f"runs/pretrain-{datetime.datetime.now():%Y%m%d-%H%M%S}")
@@ -79,12 +80,16 @@ def main(config: PretrainConfig) -> int:
             checkpoint = runs.last_checkpoint(run, say)
         if checkpoint is not None:
             state.load(checkpoint)
-        say(f"going on with {run} from step {state.step} of {state.steps}")
+        before = "" if checkpoint else ", it has no checkpoint yet:"
+        say(f"going on with {run}{before} from step {state.step} of {state.steps}")
+        for line in changes:
+            say(f"changed, so that the result will be another: {line}")
     elif ranks.main:
         runs.claim(run)
         index.save(run / "index.parquet")
+    if ranks.main and (changes or not config.resume):
         with written_whole(run / "config.yaml") as partial:  # last: where it is, there is a run
-            partial.write_text(to_yaml(config))
+            partial.write_text(to_yaml(dataclasses.replace(config, resume=None, resume_changed=False)))
 
     chips = open_chips(index, config.data.paths)
     order = StepBatches(
@@ -288,12 +293,35 @@ class State:
         }
 
     def load(self, checkpoint: dict[str, Any]) -> None:
-        """Go back to where a checkpoint was."""
+        """Go back to where a checkpoint was.
+
+        Raises:
+            UserError: It is of another backbone or head, or of a longer run.
+        """
+        refuse_other_tensors(self.method.state_dict(), checkpoint["method"])
+        if checkpoint["step"] > self.steps:
+            raise UserError(f"--steps {self.steps} is less than the {checkpoint['step']} that the run has done")
         self.method.load_state_dict(checkpoint["method"])
         self.optimizer.load_state_dict(checkpoint["optimizer"])
         self.scaler.load_state_dict(checkpoint["scaler"])
         self.step, self.skipped = checkpoint["step"], checkpoint["skipped"]
         self.skips = Skips(self.device, self.skipped)
+
+
+def refuse_other_tensors(own: dict[str, Tensor], given: dict[str, Tensor]) -> None:
+    """Refuse a checkpoint whose tensors have other names or shapes than those of the run."""
+    differ = [name for name in own.keys() | given.keys() if _shape(own, name) != _shape(given, name)]
+    if differ:
+        name = min(differ)
+        raise UserError(
+            f"the checkpoint does not fit the settings: {len(differ)} tensors differ, {name} is {_shape(given, name)} "
+            f"where {_shape(own, name)} is wanted; leave out what changes --backbone, --dino or the size of views, or "
+            "start anew with --out"
+        )
+
+
+def _shape(tensors: dict[str, Tensor], name: str) -> str:
+    return str(tuple(tensors[name].shape)) if name in tensors else "missing"
 
 
 class ViewBatches(Dataset[list[Tensor]]):
