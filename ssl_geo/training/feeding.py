@@ -80,7 +80,7 @@ def feed(
 def _dead(processes: list[BaseProcess]) -> str | None:
     """How a process ended by itself, None where all are at work; a dying one has a second to be gone."""
     wait([process.sentinel for process in processes], timeout=1)
-    codes = [process.exitcode for process in processes if process.exitcode]
+    codes = [process.exitcode for process in processes if process.exitcode is not None]
     if not codes:
         return None
     return signal.Signals(-codes[0]).name if codes[0] < 0 else f"exit code {codes[0]}"
