@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -469,6 +470,10 @@ def pretrain_config(argv: list[str] | None = None) -> PretrainConfig:
     usage = f"python -m {PROGRAM} [--config RECIPE.yaml] [--data DIR ...] [--out RUN] [--SETTING VALUE ...]"
     config = parse(PretrainConfig, PROGRAM, argv, short, usage)
     _make_paths_absolute(config)
+    with one_line_errors(PROGRAM):
+        if _restarted_by_torchrun(config):
+            config.resume = config.out
+            argv = [*argv, "--resume", str(config.out)]
     if config.resume is None:
         return config
     recipe = Path(config.resume) / "config.yaml"
@@ -482,6 +487,14 @@ def pretrain_config(argv: list[str] | None = None) -> PretrainConfig:
             resumed.views.backend = "opencv"
         resume_changes(resumed)
     return resumed
+
+
+def _restarted_by_torchrun(config: PretrainConfig) -> bool:
+    """Whether torchrun has started the same command again after a rank died, and the run that it began is there."""
+    if config.resume is None and config.out is None and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)):
+        raise UserError("torchrun --max-restarts goes on with the run that --out names: give it")
+    restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+    return restarts > 0 and config.resume is None and (Path(config.out or "") / "config.yaml").is_file()
 
 
 def resume_changes(config: PretrainConfig) -> list[str]:
