@@ -78,7 +78,9 @@ class ChipDataset:
         path = self._paths[int(self._scene[i])].as_py()
         scene = _described(self._fingerprint, path, self._settings)
         if int(self._row[i]) + size > scene.height or int(self._col[i]) + size > scene.width:
-            raise UnreadableError(f"{path} has changed since it was indexed: it has {scene.height}×{scene.width} pixels")
+            raise UnreadableError(
+                f"{path} has changed since it was indexed: it has {scene.height}×{scene.width} pixels"
+            )
         dn, valid = read_window(scene, self.bands, int(self._row[i]), int(self._col[i]), size, size)
         return Chip(dn, valid, self.bands, scene.scale, scene.offset, scene.nodata)
 
