@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint format bench soak docs
+.PHONY: demo test lint format bench soak docs fuzz
 .DEFAULT_GOAL := test
 
 $(READY): pyproject.toml constraints.txt
@@ -24,6 +24,10 @@ test: $(READY)
 soak: $(READY)
 	$(BIN)/python tests/soak/imagery.py runs/soak/imagery
 	OMP_NUM_THREADS=1 $(BIN)/python tests/soak/kills.py --data runs/soak/imagery --kills 50 runs/soak/kills
+
+# Ten thousand damaged inputs to each reader; a few hundred are in the tests.
+fuzz: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/soak/mutations.py --count 10000
 
 lint: $(READY)
 	$(BIN)/ruff check .

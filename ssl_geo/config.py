@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -197,6 +198,9 @@ class PretrainConfig:
     """run folder to make; default: runs/pretrain-DATE-TIME"""
     resume: str | None = None
     """run folder to go on with, from its last checkpoint and its settings"""
+    resume_changed: bool = False
+    """go on although settings given beside --resume change the result; each is said, and RUN/config.yaml holds them
+    from then on"""
     steps: int | None = None
     """optimizer steps of the whole run; default: 100 epochs, 100 steps on the embedded sample"""
     seed: int = 0
@@ -206,7 +210,11 @@ class PretrainConfig:
 
 
 # A resumed run may change these: they do not touch its result.
-FREE = ("out", "resume", "device", "data.workers", "data.cache", "log.")
+FREE = ("out", "resume", "resume_changed", "device", "data.workers", "data.cache", "log.")
+# These it may change when told to; what else of `data.` is changed makes other chips, and so another run.
+OF_OTHER_CHIPS = tuple(f"data.{name}" for name in ("paths", "bands", *ArchiveConfig().index_settings()))
+# What versions did that had no such setting: a run of theirs keeps to it.
+BEFORE_IT_WAS_A_SETTING = {"views.backend": "opencv"}
 
 
 @dataclass(frozen=True)
@@ -296,16 +304,20 @@ def resolve(config: PretrainConfig, chips: int, world: int = 1) -> list[str]:
     return lines
 
 
-def changed_settings(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Name the settings that would change a run's result, as ``optim.lr 0.001 -> 0.002``.
+def changed_settings(before: dict[str, Any], now: dict[str, Any]) -> dict[str, str]:
+    """Name the settings that would change a run's result.
 
     Args:
-        before: RUN/config.yaml as plain values.
+        before: RUN/config.yaml as plain values; what an older version did not know counts as the default.
         now: What was asked for on resuming.
+
+    Returns:
+        By name what changed, as ``0.001 -> 0.002``.
     """
-    old, new = _flat(before), _flat(now)
+    defaults = _flat(to_dict(PretrainConfig())) | BEFORE_IT_WAS_A_SETTING
+    old, new = defaults | _flat(before), _flat(now)
     changed = [k for k in sorted({*old, *new}) if old.get(k) != new.get(k) and not k.startswith(FREE)]
-    return [f"{k} {old.get(k)} -> {new.get(k)}" for k in changed]
+    return {k: f"{old.get(k)} -> {new.get(k)}" for k in changed}
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -488,18 +500,64 @@ def pretrain_config(argv: list[str] | None = None) -> PretrainConfig:
     usage = f"python -m {PROGRAM} [--config RECIPE.yaml] [--data DIR ...] [--out RUN] [--SETTING VALUE ...]"
     config = parse(PretrainConfig, PROGRAM, argv, short, usage)
     _make_paths_absolute(config)
+    with one_line_errors(PROGRAM):
+        if _restarted_by_torchrun(config):
+            config.resume = config.out
+            argv = [*argv, "--resume", str(config.out)]
     if config.resume is None:
         return config
     recipe = Path(config.resume) / "config.yaml"
     with one_line_errors(PROGRAM):
         if not recipe.is_file():
             raise UserError(f"--resume {config.resume} is not a run folder: it has no config.yaml")
+        before = _read_settings(recipe)
         resumed = parse(PretrainConfig, PROGRAM, ["--config", str(recipe), *argv], short, usage)
         _make_paths_absolute(resumed)
-        changed = changed_settings(yaml.safe_load(recipe.read_text()), to_dict(resumed))
-        if changed:
-            raise UserError(f"--resume {config.resume} with other settings: {'; '.join(changed)}; leave them out")
+        if "backend" not in before.get("views", {}) and resumed.views.backend == "auto":
+            resumed.views.backend = "opencv"
+        resume_changes(resumed)
     return resumed
+
+
+def _restarted_by_torchrun(config: PretrainConfig) -> bool:
+    """Whether torchrun has started the same command again after a rank died, and the run that it began is there."""
+    if config.resume is None and config.out is None and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)):
+        raise UserError("torchrun --max-restarts goes on with the run that --out names: give it")
+    restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+    return restarts > 0 and config.resume is None and (Path(config.out or "") / "config.yaml").is_file()
+
+
+def resume_changes(config: PretrainConfig) -> list[str]:
+    """What a resumed run changes of the settings that decide its result, a line each.
+
+    Raises:
+        UserError: It was not told to, or what changes cannot.
+    """
+    assert config.resume is not None
+    changed = changed_settings(_read_settings(Path(config.resume) / "config.yaml"), to_dict(config))
+    lines = [f"{name} {values}" for name, values in changed.items()]
+    if changed and not config.resume_changed:
+        raise UserError(
+            f"--resume {config.resume} with other settings: {'; '.join(lines)}; leave them out, or give "
+            "--resume_changed to go on with them, to another result"
+        )
+    if others := [name for name in changed if name in OF_OTHER_CHIPS]:
+        raise UserError(
+            f"--resume {config.resume} keeps to its chips, {', '.join(others)} cannot change: start anew with --out, "
+            f"from its backbone with --backbone.weights {config.resume}"
+        )
+    return lines
+
+
+def _read_settings(recipe: Path) -> dict[str, Any]:
+    """RUN/config.yaml as plain values."""
+    try:
+        settings = yaml.safe_load(recipe.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{recipe} is damaged or holds more than plain settings ({error}): start anew") from error
+    if not isinstance(settings, dict) or not all(isinstance(name, str) for name in settings):
+        raise UserError(f"{recipe} is damaged: it holds no settings; start anew with --out")
+    return settings
 
 
 def _make_paths_absolute(config: PretrainConfig) -> None:

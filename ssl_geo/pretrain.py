@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ssl_geo.config import PROGRAM, PretrainConfig, pretrain_config, resolve, to_dict, to_yaml
+from ssl_geo.config import PROGRAM, PretrainConfig, pretrain_config, resolve, resume_changes, to_dict, to_yaml
 from ssl_geo.errors import UserError, one_line_errors
 
 if __name__ == "__main__":  # settings first: --help answers before torch is imported
@@ -20,20 +20,22 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
+from tqdm import tqdm
 
 import ssl_geo
 from ssl_geo.backbones import create_backbone, describe_backbone, drop_unused_tokens, export_backbone, required_multiple
-from ssl_geo.files import written_whole
 from ssl_geo.imagery.chips import ChipIndex, cached_index
 from ssl_geo.imagery.datasets import ChipDataset, dominant_labels
 from ssl_geo.imagery.packed import PackedChips, open_chips, packed_folder, packed_index
 from ssl_geo.imagery.quickcheck import check_index
 from ssl_geo.imagery.sample import ensure_sample
+from ssl_geo.imagery.scenes import UnreadableError
 from ssl_geo.imagery.sensors import DEFAULT_BANDS
 from ssl_geo.methods.dino import DINO
 from ssl_geo.training import distributed, runs, schedules
 from ssl_geo.training.distributed import Ranks
+from ssl_geo.training.feeding import feed
 from ssl_geo.training.health import Monitor
 from ssl_geo.training.memory import keep_freed_memory, on_device
 from ssl_geo.training.optimizers import adamw, set_step_values
@@ -54,7 +56,55 @@ MONITORED = 512  # chips whose embeddings are watched
 
 
 def main(config: PretrainConfig) -> int:
-    """Pretrain, or go on with a run: scene → chip → views → student and teacher → loss → run folder."""
+    """Pretrain, or go on with a run, until it is done or told to stop; returns the exit code."""
+    with runs.Interruption() as interruption:
+        try:
+            with interruption.at_once():
+                run = prepare(config)
+        except runs.Stopped:
+            folder = Path(config.resume or config.out or "")
+            again = f"go on with --resume {folder}" if runs.is_run(folder) else "run the same command again"
+            print(f"{interruption.name}: stopped before the first step; {again}")
+            return runs.INTERRUPTED
+        train(config, run, interruption)
+    distributed.shutdown()
+    state = run.state
+    if state.step < state.steps:
+        run.say(f"{interruption.name}: saved at step {state.step} of {state.steps}; go on with --resume {run.folder}")
+        return runs.INTERRUPTED
+    run.say(
+        f"backbone of step {state.step}: {run.folder / 'backbone.safetensors'} (plain timm loads it, see backbone.json)"
+    )
+    return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What the loop works with.
+
+    Attributes:
+        ranks: Who trains.
+        folder: Where it is written.
+        state: What a checkpoint holds.
+        order: Which chips each step sees.
+        batches: Views of the steps that are left, (B, C, h, w) each.
+        again: Makes the views of a list of (epoch, chip) anew.
+        monitor: Watches the embeddings, on the main rank.
+        say: Prints a line, on the main rank.
+    """
+
+    ranks: Ranks
+    folder: Path
+    state: State
+    order: StepBatches
+    batches: Iterable[list[Tensor]]
+    again: Callable[[Keys], list[Tensor]]
+    monitor: Monitor | None
+    say: Callable[[str], None]
+
+
+def prepare(config: PretrainConfig) -> Run:
+    """From scenes to batches of views: scene → chip → views; and student and teacher, in their run folder."""
     ranks = distributed.setup(config.device)
     say = print if ranks.main else (lambda *_: None)
 
@@ -71,20 +121,26 @@ def main(config: PretrainConfig) -> int:
         config.views.backend = "torch" if ranks.device.type == "cuda" else "opencv"
     global_views, local_views = default_recipes(config.data.chip_size, patch_size, **recipes)
     crops = MultiCrop(mean, std, global_views=global_views, local_views=local_views)
+    changes = resume_changes(config) if config.resume else []
     state = State(config, index, crops, ranks)
 
-    run = Path(config.resume or config.out or f"runs/pretrain-{datetime.datetime.now():%Y%m%d-%H%M%S}")
+    if config.out is None:
+        config.out = f"runs/pretrain-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    folder = Path(config.resume or config.out)
     if config.resume:
         with ranks.main_first():  # which sets a torn checkpoint aside
-            checkpoint = runs.last_checkpoint(run, say)
+            checkpoint = runs.last_checkpoint(folder, say)
         if checkpoint is not None:
             state.load(checkpoint)
-        say(f"going on with {run} from step {state.step} of {state.steps}")
-    elif ranks.main:
-        runs.claim(run)
-        index.save(run / "index.parquet")
-        with written_whole(run / "config.yaml") as partial:  # last: where it is, there is a run
-            partial.write_text(to_yaml(config))
+        before = "" if checkpoint else ", it has no checkpoint yet:"
+        say(f"going on with {folder}{before} from step {state.step} of {state.steps}")
+        for line in changes:
+            say(f"changed, so that the result will be another: {line}")
+    settings = to_yaml(dataclasses.replace(config, resume=None, resume_changed=False))
+    if ranks.main and not config.resume:
+        runs.begin(folder, index.save, settings)
+    elif ranks.main and changes:
+        runs.write_settings(folder, settings)
 
     chips = open_chips(index, config.data.paths)
     order = StepBatches(
@@ -97,85 +153,82 @@ def main(config: PretrainConfig) -> int:
         world=ranks.world,
     )
     batched = config.views.backend == "torch"
-    dataset = (ChipBatches if batched else ViewBatches)(chips, crops, config.seed)
+    dataset: Dataset[Any] = (ChipBatches if batched else ViewBatches)(chips, crops, config.seed)
+    views_of: Callable[[Any], list[Tensor]] = BatchedMultiCrop(crops, ranks.device) if batched else list
     workers = default_workers(ranks.world) if config.data.workers is None else config.data.workers
-    loader = DataLoader(
-        dataset,
-        sampler=order,
-        batch_size=None,  # a key of the data set is a batch
-        num_workers=workers,
-        pin_memory=ranks.device.type == "cuda",
-    )
-    batches = map(BatchedMultiCrop(crops, ranks.device), loader) if batched else loader
+    batches = feed(dataset, order, workers=workers, pinned=ranks.device.type == "cuda", say=tqdm.write)
     monitor = make_monitor(config, index, chips, crops) if ranks.main else None
     if ranks.device.type == "cpu":
         keep_freed_memory()
     dtype = str(state.dtype).removeprefix("torch.")
-    say(f"{run}: {config.backbone.name} on {ranks.device} in {dtype}, views by {config.views.backend}")
+    say(f"{folder}: {config.backbone.name} on {ranks.device} in {dtype}, views by {config.views.backend}")
     if ranks.main and state.step < state.steps:
         few, packed = next(iter(order))[:MEASURED], isinstance(chips, PackedChips)
         say(data_pace(lambda key: chips[key[1]], lambda key: dataset[[key]], few, workers=workers, packed=packed))
-    with runs.Interruption() as interruption:
-        train(config, ranks, state, batches, monitor, run, interruption)
-    distributed.shutdown()
-    if state.step < state.steps:
-        say(f"{interruption.name}: saved at step {state.step} of {state.steps}; go on with --resume {run}")
-        return runs.INTERRUPTED
-    say(f"backbone of step {state.step}: {run / 'backbone.safetensors'} (plain timm loads it, see backbone.json)")
-    return 0
+    return Run(ranks, folder, state, order, map(views_of, batches), lambda keys: views_of(dataset[keys]), monitor, say)
 
 
-def train(
-    config: PretrainConfig,
-    ranks: Ranks,
-    state: State,
-    batches: Iterable[list[Tensor]],
-    monitor: Monitor | None,
-    run: Path,
-    interruption: runs.Interruption,
-) -> None:
+def train(config: PretrainConfig, run: Run, interruption: runs.Interruption) -> None:
     """The loop, Algorithm 1 of arXiv 2104.14294: until the last step, or until a signal ends it early."""
-    optim, log, method = config.optim, config.log, state.method
-    with Progress(run, start=state.step, steps=state.steps, batch_size=optim.batch_size, main=ranks.main) as progress:
-        for views in on_device(progress.timed(batches), ranks.device):
-            step = state.step
-            # What is random in a step (drop path) is a function of seed, step and rank: no random state to save.
-            torch.manual_seed((config.seed * state.steps + step) * ranks.world + ranks.rank)
-            lr, weight_decay = state.set_step_values(step)
-            loss, finite = train_step(
-                method,
-                state.optimizer,
-                state.scaler,
-                views,
-                step,
-                dtype=state.dtype,
-                accumulate=optim.accumulate,
-                clip=optim.clip,
-            )
-            state.skips.note(finite)
-            state.step += 1
+    optim, log = config.optim, config.log
+    ranks, state, method, monitor = run.ranks, run.state, run.state.method, run.monitor
 
-            progress.advance()
-            last, interrupted = state.step == state.steps, distributed.any_rank(interruption.name is not None)
-            logged, watched = last or state.step % log.every == 0, last or state.step % log.health_every == 0
-            if logged or interrupted:  # only here, for logs and checkpoints, does the loop wait for the device
-                state.mind_skips(progress.say)
-            if logged or (monitor and watched):
-                measures: dict[str, float | Tensor] = {
-                    "lr": lr,
-                    "weight_decay": weight_decay,
-                    "skipped": state.skips.total,
-                    **method.health(),
-                }
-                if monitor and watched:
-                    measures |= monitor.measure(method.backbone)
-                progress.record(state.step, loss, measures)
-            if last or interrupted or state.step % log.checkpoint_every == 0:
-                if ranks.main:
-                    runs.save_checkpoint(run, state.step, state.checkpoint(), log.keep)
-                    export_backbone(run, method.backbone, state.description())
-                if interrupted:
-                    break
+    def save() -> None:
+        if ranks.main:
+            runs.save_checkpoint(run.folder, state.step, state.checkpoint(), log.keep)
+            export_backbone(run.folder, method.backbone, state.description())
+
+    with Progress(
+        run.folder, start=state.step, steps=state.steps, batch_size=optim.batch_size, main=ranks.main
+    ) as progress:
+        batches: Iterable[list[Tensor]] = on_device(progress.timed(run.batches), ranks.device)
+        if ranks.world == 1:  # several leave together, after a step
+            batches = interruption.until_told(batches)
+        try:
+            for views in batches:
+                step = state.step
+                # What is random in a step (drop path) is a function of seed, step and rank: no random state to save.
+                torch.manual_seed((config.seed * state.steps + step) * ranks.world + ranks.rank)
+                lr, weight_decay = state.set_step_values(step)
+                loss, finite = train_step(
+                    method,
+                    state.optimizer,
+                    state.scaler,
+                    views,
+                    step,
+                    dtype=state.dtype,
+                    accumulate=optim.accumulate,
+                    clip=optim.clip,
+                )
+                state.skips.note(finite)
+                state.step += 1
+
+                progress.advance()
+                last, interrupted = state.step == state.steps, distributed.any_rank(interruption.name is not None)
+                logged, watched = last or state.step % log.every == 0, last or state.step % log.health_every == 0
+                if logged or interrupted:  # only here, for logs and checkpoints, does the loop wait for the device
+                    state.mind_skips(run, progress.say)
+                if logged or (monitor and watched):
+                    measures: dict[str, float | Tensor] = {
+                        "lr": lr,
+                        "weight_decay": weight_decay,
+                        "skipped": state.skips.total,
+                        **method.health(),
+                    }
+                    if monitor and watched:
+                        measures |= monitor.measure(method.backbone)
+                    progress.record(state.step, loss, measures)
+                if last or interrupted or state.step % log.checkpoint_every == 0:
+                    save()
+                if last or interrupted:
+                    return
+        except UnreadableError as error:  # between two steps: nothing is lost, and nobody learns from another chip
+            save()
+            raise UserError(
+                f"{error}; saved at step {state.step} of {state.steps}: mend the file, then --resume {run.folder}"
+            ) from error
+        if state.step < state.steps:  # told to stop while it waited for a batch
+            save()
 
 
 class State:
@@ -192,7 +245,7 @@ class State:
         assert optim.lr is not None
         assert optim.warmup_steps is not None
         self.config, self.index, self.crops, self.device = config, index, crops, ranks.device
-        self.step, self.steps, self.skipped, self.skips = 0, config.steps, 0, Skips(ranks.device)
+        self.step, self.steps, self.skips = 0, config.steps, Skips(ranks.device)
         self.dtype = choose_dtype(optim.precision, ranks.device)
         self._lr = partial(
             schedules.warmup_cosine,
@@ -246,11 +299,16 @@ class State:
         set_step_values(self.optimizer, lr=lr, weight_decay=weight_decay)
         return lr, weight_decay
 
-    def mind_skips(self, say: Callable[[str], None]) -> None:
-        """Say how many steps were skipped since the last look, and give up where no step is finite any more."""
-        before, self.skipped = self.skipped, self.skips.total
-        if self.skipped > before:
-            say(f"step {self.step}: {self.skipped - before} not finite, skipped ({self.skipped} so far)")
+    def mind_skips(self, run: Run, say: Callable[[str], None]) -> None:
+        """Say which steps were skipped since the last look, keep their views; give up where none is finite any more."""
+        steps = [self.step - back for back in self.skips.last()]
+        for step in steps:  # a batch is a function of its step: made anew, none is held in memory in case
+            keys = next(iter(dataclasses.replace(run.order, start=step)))
+            columns = {name: self.index.table[name] for name in ("scene", "row", "col")}
+            chips = [{name: column[chip].as_py() for name, column in columns.items()} for _, chip in keys]
+            kept = runs.keep_skipped(run.folder, step, run.ranks.rank, run.again(keys), chips)
+        if steps:
+            say(f"step {self.step}: {len(steps)} not finite, skipped ({self.skips.total} so far), see {kept}")
         if self.skips.in_a_row > self.config.optim.max_skipped:
             raise UserError(
                 f"{self.skips.in_a_row} steps in a row were not finite (--optim.max_skipped); start anew "
@@ -288,12 +346,35 @@ class State:
         }
 
     def load(self, checkpoint: dict[str, Any]) -> None:
-        """Go back to where a checkpoint was."""
+        """Go back to where a checkpoint was.
+
+        Raises:
+            UserError: It is of another backbone or head, or of a longer run.
+        """
+        refuse_other_tensors(self.method.state_dict(), checkpoint["method"])
+        if checkpoint["step"] > self.steps:
+            raise UserError(f"--steps {self.steps} is less than the {checkpoint['step']} that the run has done")
         self.method.load_state_dict(checkpoint["method"])
         self.optimizer.load_state_dict(checkpoint["optimizer"])
         self.scaler.load_state_dict(checkpoint["scaler"])
-        self.step, self.skipped = checkpoint["step"], checkpoint["skipped"]
-        self.skips = Skips(self.device, self.skipped)
+        self.step = checkpoint["step"]
+        self.skips = Skips(self.device, checkpoint["skipped"])
+
+
+def refuse_other_tensors(own: dict[str, Tensor], given: dict[str, Tensor]) -> None:
+    """Refuse a checkpoint whose tensors have other names or shapes than those of the run."""
+    differ = [name for name in own.keys() | given.keys() if _shape(own, name) != _shape(given, name)]
+    if differ:
+        name = min(differ)
+        raise UserError(
+            f"the checkpoint does not fit the settings: {len(differ)} tensors differ, {name} is {_shape(given, name)} "
+            f"where {_shape(own, name)} is wanted; leave out what changes --backbone, --dino or the size of views, or "
+            "start anew with --out"
+        )
+
+
+def _shape(tensors: dict[str, Tensor], name: str) -> str:
+    return str(tuple(tensors[name].shape)) if name in tensors else "missing"
 
 
 class ViewBatches(Dataset[list[Tensor]]):

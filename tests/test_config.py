@@ -133,5 +133,16 @@ def test_a_warmup_longer_than_the_run_is_refused():
 def test_changed_settings_are_named_and_free_ones_are_not():
     before = to_dict(pretrain_config(["--optim.lr", "0.1"]))
     now = to_dict(pretrain_config(["--optim.lr", "0.2", "--data.workers", "3", "--log.every", "1", "--out", "x"]))
-    assert changed_settings(before, now) == ["optim.lr 0.1 -> 0.2"]
-    assert changed_settings(before, before) == []
+    assert changed_settings(before, now) == {"optim.lr": "0.1 -> 0.2"}
+    assert changed_settings(before, before) == {}
+
+
+def test_what_an_older_version_did_not_know_has_not_changed(tmp_path, capsys):
+    settings = to_dict(pretrain_config(["--steps", "5", "--optim.clip", "3"]))
+    del settings["views"]["backend"], settings["optim"]["clip"], settings["resume_changed"]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
+    resumed = pretrain_config(["--resume", str(tmp_path)])
+    assert (resumed.optim.clip, resumed.views.backend) == (3.0, "opencv")  # all that there was
+    assert "optim.clip 3.0 -> 2.0" in refusal(capsys, "--resume", str(tmp_path), "--optim.clip", "2")
+    line = refusal(capsys, "--resume", str(tmp_path), "--views.backend", "torch")
+    assert "views.backend opencv -> torch" in line

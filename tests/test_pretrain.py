@@ -169,6 +169,46 @@ def test_resuming_with_other_settings_is_refused_by_name(tmp_path, arguments, ca
     assert "optim.clip 3.0 -> 1.0" in capsys.readouterr().err
 
 
+def test_told_to_a_resumed_run_goes_on_with_other_settings_and_says_which(tmp_path, arguments, capsys):
+    run = tmp_path / "run"
+    pretrain(run, arguments, *VIT, "--steps", "4", "--log.checkpoint_every", "2", "--log.keep", "9")
+    runs.checkpoints(run)[-1].unlink()
+    changed = ["--resume", str(run), "--resume_changed", "--optim.clip", "1"]
+    assert main(pretrain_config(changed)) == 0
+    assert "changed, so that the result will be another: optim.clip 3.0 -> 1.0" in capsys.readouterr().out
+    assert [line["step"] for line in read_log(run)] == [1, 2, 3, 4]
+    pretrain_config(["--resume", str(run), "--optim.clip", "1"])  # the run's own by now
+    with pytest.raises(SystemExit):
+        pretrain_config(["--resume", str(run), "--optim.clip", "3"])
+    assert "resume_changed: false" in (run / "config.yaml").read_text()
+
+
+def test_a_change_that_cannot_work_is_one_line(tmp_path, arguments, capsys):
+    run = tmp_path / "run"
+    pretrain(run, arguments, *VIT, "--steps", "2")
+    before = (run / "config.yaml").read_bytes()
+    told = ["--resume", str(run), "--resume_changed"]
+    for wrong in (["--backbone.name", "resnet18", "--backbone.arguments", "{}"], ["--dino.out_dim", "32"]):
+        with pytest.raises(UserError, match=r"^the checkpoint does not fit the settings: \d+ tensors differ, [^\n]*$"):
+            main(pretrain_config([*told, *wrong]))
+    with pytest.raises(UserError, match="--steps 1 is less than the 2 that the run has done"):
+        main(pretrain_config([*told, "--steps", "1", "--optim.warmup_steps", "0"]))
+    with pytest.raises(SystemExit):
+        pretrain_config([*told, "--data.bands", "B02"])
+    assert "keeps to its chips, data.bands cannot change" in capsys.readouterr().err
+    assert (run / "config.yaml").read_bytes() == before
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_again(tmp_path, arguments, capsys):
+    run, settings = tmp_path / "run", [*arguments, *VIT, "--steps", "2"]
+    whole = losses(pretrain(run, settings))
+    runs.checkpoints(run)[-1].unlink()
+    capsys.readouterr()
+    assert main(pretrain_config(["--resume", str(run)])) == 0
+    assert f"going on with {run}, it has no checkpoint yet: from step 0 of 2" in capsys.readouterr().out
+    assert losses(read_log(run)) == whole
+
+
 def test_packed_chips_give_the_losses_of_the_scenes_bit_for_bit(tmp_path, arguments, capsys):
     settings = [a for a in arguments if a not in TINY]
     packed = str(tmp_path / "packed")

@@ -17,3 +17,11 @@ def test_a_run_killed_again_and_again_is_the_run_that_was_not(tmp_path):
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "4 kills" in ended.stdout
     assert "identical" in ended.stdout
+
+
+def test_damaged_files_are_read_or_refused_in_one_line():
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(SOAK / "mutations.py"), "--count", "60"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert ended.stdout.count("60 inputs") == 7

@@ -84,7 +84,7 @@ class OpenArray:
                 raise ValueError(f"its header says {header}, expected {self._shape}, {self._dtype}")
             self._descriptor = os.open(path, os.O_RDONLY)
             weakref.finalize(self, os.close, self._descriptor)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # NumPy hands a header's text to Python's parser, which has errors of its own
             raise UnreadableError(f"{path} is damaged ({error}): the pack command that made it mends it") from error
 
     def read(self, row: int, span: slice) -> npt.NDArray[Any]:

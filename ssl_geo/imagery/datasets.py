@@ -16,7 +16,7 @@ from ssl_geo.imagery.archives import GEOTIFF_SUFFIXES
 from ssl_geo.imagery.chips import ChipIndex, IndexSettings
 from ssl_geo.imagery.pairing import grid_difference, scene_name
 from ssl_geo.imagery.rasters import open_scene, read_labels, read_window
-from ssl_geo.imagery.scenes import Scene
+from ssl_geo.imagery.scenes import Scene, UnreadableError
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,10 @@ class ChipDataset:
         size = self.chip_size
         path = self._paths[int(self._scene[i])].as_py()
         scene = _described(self._fingerprint, path, self._settings)
+        if int(self._row[i]) + size > scene.height or int(self._col[i]) + size > scene.width:
+            raise UnreadableError(
+                f"{path} has changed since it was indexed: it has {scene.height}×{scene.width} pixels"
+            )
         dn, valid = read_window(scene, self.bands, int(self._row[i]), int(self._col[i]), size, size)
         return Chip(dn, valid, self.bands, scene.scale, scene.offset, scene.nodata)
 

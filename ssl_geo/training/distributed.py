@@ -13,6 +13,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
@@ -79,7 +81,11 @@ def setup(device: str = "auto") -> Ranks:
         place = torch.device("cuda", local_rank)
         torch.cuda.set_device(place)
     if world > 1:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo", timeout=_PATIENCE)
+        store, _, _ = next(rendezvous("env://", timeout=_PATIENCE))
+        # torchrun keeps its store when it restarts: without a name of its own a rank would call those that died.
+        store = PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        backend = "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=_PATIENCE)
     return Ranks(rank, world, local_rank, place)
 
 

@@ -6,24 +6,32 @@ RUN/log.jsonl              one object a line
 RUN/tensorboard/           the same as curves
 RUN/checkpoints/step-*.pt  the last few, each complete
 RUN/backbone.safetensors   what is kept, with backbone.json beside it
+RUN/skipped/               the views of the first steps that were not finite, if there were any
 """
 
 from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from ssl_geo.errors import UserError
 from ssl_geo.files import written_whole
 from ssl_geo.weights import check_whole, read_torch
 
+Batch = TypeVar("Batch")
+
+SKIPPED_KEPT = 5  # steps that were not finite whose views are kept
 INTERRUPTED = 75  # exit code of a run that saved and left on a signal (EX_TEMPFAIL of sysexits.h: try again)
 
 
@@ -47,6 +55,30 @@ def claim(folder: Path) -> None:
         ) from error
 
 
+def begin(folder: Path, save_index: Callable[[Path], None], settings: str) -> None:
+    """Claim the folder and write what makes it a run: its index, then its settings.
+
+    Raises:
+        UserError: The folder is in use, or cannot be written.
+    """
+    claim(folder)
+    path = folder / "index.parquet"
+    with _room_for(path, "make room, then run the same command again"):
+        save_index(path)
+    write_settings(folder, settings)
+
+
+def write_settings(folder: Path, settings: str) -> None:
+    """Write RUN/config.yaml: where it is, there is a run.
+
+    Raises:
+        UserError: It cannot be written.
+    """
+    path = folder / "config.yaml"
+    with _room_for(path, "make room, then run the same command again"), written_whole(path) as partial:
+        partial.write_text(settings)
+
+
 def is_run(folder: Path) -> bool:
     """Whether a run began here: its settings and its index are whole (the settings are written last)."""
     return (folder / "config.yaml").is_file()
@@ -65,22 +97,49 @@ def save_checkpoint(folder: Path, step: int, content: dict[str, Any], keep: int)
         UserError: It could not be written; those before it are as they were.
     """
     path = folder / "checkpoints" / f"step-{step:08d}.pt"
-    try:
-        with written_whole(path) as partial:
-            with partial.open("wb") as file:
-                torch.save(content, file)
-            check_whole(partial)
-    except (OSError, RuntimeError) as error:
-        cause = error if isinstance(error, OSError) else error.__context__  # torch wraps what the file says
-        if not isinstance(cause, OSError):
-            raise
-        raise UserError(
-            f"checkpoint {path} could not be written ({cause.strerror}); the ones before it are intact: "
-            f"make room, then --resume {folder}"
-        ) from error
+    with _room_for(path, _going_on(folder)), written_whole(path) as partial:
+        with partial.open("wb") as file:
+            torch.save(content, file)
+        check_whole(partial)
     for old in [*checkpoints(folder)[:-keep], *path.parent.glob(".step-*")]:  # those half written when a run was killed
         old.unlink()
     return path
+
+
+@contextmanager
+def _room_for(path: Path, mend: str) -> Iterator[None]:
+    """Say in one line what could not be written, most often because the disk is full, and how to go on."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        cause = error.__context__ if isinstance(error, RuntimeError) else error  # torch wraps what the file says
+        if not isinstance(cause, OSError | SafetensorError):
+            raise
+        reason = cause.strerror if isinstance(cause, OSError) else cause
+        raise UserError(f"{path} could not be written ({reason}); {mend}") from error
+
+
+def _going_on(folder: Path) -> str:
+    return f"the checkpoints there are are intact: make room, then --resume {folder}"
+
+
+def keep_skipped(folder: Path, step: int, rank: int, views: Sequence[Tensor], chips: list[dict[str, Any]]) -> Path:
+    """Write the views of a step that was not finite to RUN/skipped/, to be looked at; of the first few such steps.
+
+    Args:
+        folder: The run folder.
+        step: Its number.
+        rank: Of the process that saw them.
+        views: Each (B, C, h, w).
+        chips: What names each of the B chips; goes into the file's metadata as JSON.
+    """
+    path = folder / "skipped" / f"step-{step:08d}-rank-{rank}.safetensors"
+    path.parent.mkdir(exist_ok=True)
+    if len(list(path.parent.glob(f"step-*-rank-{rank}.safetensors"))) < SKIPPED_KEPT:
+        tensors = {f"view-{number}": view.cpu().contiguous() for number, view in enumerate(views)}
+        with _room_for(path, _going_on(folder)), written_whole(path) as partial:
+            save_file(tensors, partial, metadata={"chips": json.dumps(chips)})
+    return path.parent
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -124,21 +183,30 @@ class RunLog:
     """RUN/log.jsonl and RUN/tensorboard/, one record a call; lines after a resumed step are cut off first."""
 
     def __init__(self, folder: Path, step: int = 0) -> None:
-        path = folder / "log.jsonl"
+        self._folder, self._path = folder, folder / "log.jsonl"
+        with _room_for(self._path, _going_on(folder)):
+            self._open(self._path, step)
+
+    def _open(self, path: Path, step: int) -> None:
         if path.exists():
             kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
             with written_whole(path) as partial:
                 partial.write_text("".join(f"{line}\n" for line in kept))
         self._file = path.open("a")
-        self._curves = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
+        self._curves = SummaryWriter(str(self._folder / "tensorboard"), purge_step=step + 1 if step else None)
 
     def write(self, record: dict[str, Any]) -> None:
-        """Append one record; its number fields go to TensorBoard too."""
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
-        for name, value in record.items():
-            if name != "step" and isinstance(value, int | float):
-                self._curves.add_scalar(name, value, record["step"])
+        """Append one record; its number fields go to TensorBoard too.
+
+        Raises:
+            UserError: It could not be written.
+        """
+        with _room_for(self._path, _going_on(self._folder)):
+            self._file.write(json.dumps(record) + "\n")
+            self._file.flush()
+            for name, value in record.items():
+                if name != "step" and isinstance(value, int | float):
+                    self._curves.add_scalar(name, value, record["step"])
 
     def close(self) -> None:
         """Flush both."""
@@ -153,6 +221,10 @@ def _step_of(line: str) -> float:
         return float("inf")  # a line torn by a kill
 
 
+class Stopped(BaseException):
+    """Told to stop where nothing is lost by leaving at once."""
+
+
 class Interruption:
     """Notes SIGTERM, SIGINT and SIGUSR1, so that the loop saves and leaves between two steps.
 
@@ -161,6 +233,7 @@ class Interruption:
 
     def __init__(self) -> None:
         self.name: str | None = None
+        self._at_once = False
 
     def __enter__(self) -> Interruption:
         signals = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -171,7 +244,32 @@ class Interruption:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Within, the signal raises `Stopped`, whatever is waited for; so does one that was noted before."""
+        try:
+            self._at_once = True
+            if self.name is not None:
+                raise Stopped
+            yield
+        finally:
+            self._at_once = False
+
+    def until_told(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """Pass batches on; end where the signal comes while one is waited for."""
+        iterator = iter(batches)
+        while True:
+            try:
+                with self.at_once():
+                    batch = next(iterator)
+            except (Stopped, StopIteration):
+                return
+            yield batch
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.name is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.name = signal.Signals(number).name
+        if self._at_once:
+            self._at_once = False  # the next signal is to disturb nobody who saves
+            raise Stopped

@@ -87,9 +87,11 @@ class Skips:
 
     def __init__(self, device: torch.device, total: int = 0) -> None:
         self._total, self._in_a_row = torch.tensor([total, 0], device=device).unbind()
+        self._unread: list[Tensor] = []
 
     def note(self, finite: Tensor) -> None:
         """Take in what `train_step` said."""
+        self._unread.append(finite)
         self._total += ~finite
         self._in_a_row += 1
         self._in_a_row *= ~finite
@@ -98,6 +100,11 @@ class Skips:
     def total(self) -> int:
         """Of the whole run."""
         return int(self._total)
+
+    def last(self) -> list[int]:
+        """Which of the steps since the last call were skipped, counted from the end: 1 is the last step."""
+        finite, self._unread = torch.stack(self._unread).tolist() if self._unread else [], []
+        return [back for back in range(len(finite), 0, -1) if not finite[-back]]
 
     @property
     def in_a_row(self) -> int:

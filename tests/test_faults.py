@@ -1,0 +1,245 @@
+"""Faults injected into a run: what is promised in docs/reliability.md."""
+
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+
+import ssl_geo.pretrain
+from ssl_geo.config import pretrain_config
+from ssl_geo.errors import UserError
+from ssl_geo.imagery import datasets, rasters
+from ssl_geo.imagery.datasets import ChipDataset
+from ssl_geo.imagery.rasters import write_geotiff
+from ssl_geo.pretrain import main
+from ssl_geo.training import runs
+
+
+@pytest.fixture
+def imagery(tmp_path) -> Path:
+    folder = tmp_path / "imagery"
+    folder.mkdir()
+    for number in range(2):
+        noise = np.random.default_rng(number).gamma(4, 300, (3, 96, 96))
+        write_geotiff(
+            folder / f"S2A_MSIL2A_2018061{number}T103021_N0208_R108_T32UPU.tif",
+            noise.astype(np.uint16) + 1,
+            crs="EPSG:32632",
+            transform=(10.0, 0.0, 6e5 + 1000 * number, 0.0, -10.0, 5.4e6),
+            nodata=0,
+            descriptions=["B02", "B03", "B04"],
+        )
+    return folder
+
+
+@pytest.fixture
+def arguments(imagery, tmp_path):
+    return [
+        *("--data", str(imagery), "--data.bands", "B02", "B03", "B04", "--data.cache", str(tmp_path / "cache")),
+        *("--data.chip_size", "32", "--views.local_count", "1", "--optim.batch_size", "2", "--optim.precision", "fp32"),
+        *("--dino.out_dim", "32", "--dino.hidden_dim", "16", "--dino.bottleneck_dim", "8"),
+        *("--backbone.name", "vit_tiny_patch16_224", "--log.every", "1", "--data.workers", "0"),
+        *("--backbone.arguments", "{patch_size: 8, embed_dim: 24, depth: 1, num_heads: 2}"),
+    ]
+
+
+def pretrain(out: Path, arguments: list[str], *more: str) -> int:
+    return main(pretrain_config([*arguments, "--out", str(out), *more]))
+
+
+def losses(run: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+def test_loaders_that_are_killed_are_started_anew_and_nothing_else_changes(tmp_path, arguments, monkeypatch, capsys):
+    pretrain(tmp_path / "whole", arguments, "--steps", "6")
+    killed = []
+    step = ssl_geo.pretrain.train_step
+
+    def step_that_kills(*given, **more):
+        if len(killed) < 2 and given[4] in (1, 4):
+            (worker,) = multiprocessing.active_children()
+            os.kill(worker.pid, signal.SIGKILL)
+            killed.append(worker.pid)
+        return step(*given, **more)
+
+    monkeypatch.setattr(ssl_geo.pretrain, "train_step", step_that_kills)
+    pretrain(tmp_path / "run", arguments, "--steps", "6", "--data.workers", "1")
+    assert len(killed) == 2
+    assert capsys.readouterr().out.count("a loader process was killed (SIGKILL): starting them anew") == 2
+    assert losses(tmp_path / "run") == losses(tmp_path / "whole")
+
+
+def test_loaders_that_die_again_and_again_end_the_run_in_one_line(tmp_path, arguments, monkeypatch):
+    here = os.getpid()
+    read = ChipDataset.__getitem__
+
+    def killed(self, i):
+        if os.getpid() != here:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return read(self, i)
+
+    monkeypatch.setattr(ChipDataset, "__getitem__", killed)
+    with pytest.raises(UserError, match=r"3 times in a row .* killed \(SIGKILL\): .* lower --data.workers from 1$"):
+        pretrain(tmp_path / "run", arguments, "--steps", "2", "--data.workers", "1")
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_a_file_that_vanishes_stops_the_run_saved_and_mended_it_is_the_run_undisturbed(
+    tmp_path, imagery, arguments, monkeypatch, workers
+):
+    monkeypatch.setattr(rasters, "_MAX_OPEN", 1)  # else these small files are read from memory once they were open
+    settings = [*arguments, "--steps", "12", "--data.workers", workers]
+    pretrain(tmp_path / "whole", settings)
+    file = sorted(imagery.iterdir())[1]
+    step, whole = ssl_geo.pretrain.train_step, file.read_bytes()
+
+    def step_that_breaks(*given, **more):
+        if given[4] == 1:
+            os.truncate(file, len(whole) // 3)
+        return step(*given, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ssl_geo.pretrain, "train_step", step_that_breaks)
+        with pytest.raises(UserError) as error:
+            pretrain(tmp_path / "run", settings)
+    (line,) = str(error.value).splitlines()
+    assert file.name in line
+    assert f"mend the file, then --resume {tmp_path / 'run'}" in line
+    saved = runs.last_checkpoint(tmp_path / "run")["step"]
+    assert f"saved at step {saved} of 12" in line
+    assert 2 <= saved < 12
+    file.write_bytes(whole)
+    assert main(pretrain_config(["--resume", str(tmp_path / "run")])) == 0
+    assert losses(tmp_path / "run") == losses(tmp_path / "whole")
+
+
+def test_a_file_that_shrank_since_it_was_indexed_is_named(tmp_path, imagery, arguments):
+    run = tmp_path / "run"
+    pretrain(run, arguments, "--steps", "1")
+    runs.checkpoints(run)[0].unlink()
+    for file in imagery.iterdir():
+        bands = ["B02", "B03", "B04"]
+        write_geotiff(file, np.ones((3, 8, 8), np.uint16), crs=None, transform=None, descriptions=bands)
+    datasets._described.cache_clear()  # as in a new process
+    with pytest.raises(UserError, match="has changed since it was indexed"):
+        main(pretrain_config(["--resume", str(run)]))
+
+
+def test_the_views_of_a_step_that_was_not_finite_are_kept(tmp_path, arguments, monkeypatch, capsys):
+    step, seen = ssl_geo.pretrain.train_step, {}
+
+    def step_that_breaks(method, optimizer, scaler, views, number, **more):
+        seen[number] = [view.clone() for view in views]
+        if number == 2:
+            views = [view * float("nan") for view in views]
+        return step(method, optimizer, scaler, views, number, **more)
+
+    monkeypatch.setattr(ssl_geo.pretrain, "train_step", step_that_breaks)
+    run = tmp_path / "run"
+    pretrain(run, arguments, "--steps", "5", "--log.every", "3")
+    said = capsys.readouterr().out
+    assert f"step 3: 1 not finite, skipped (1 so far), see {run / 'skipped'}" in said
+    (kept,) = (run / "skipped").iterdir()
+    assert kept.name == "step-00000002-rank-0.safetensors"
+    with safe_open(kept, "pt") as file:
+        assert all(torch.equal(file.get_tensor(f"view-{i}"), view) for i, view in enumerate(seen[2]))
+        chips = json.loads(file.metadata()["chips"])
+    assert [set(chip) for chip in chips] == [{"scene", "row", "col"}] * 2
+    assert Path(chips[0]["scene"]).is_file()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a socket that was just being opened
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_a_signal_while_a_loader_is_blocked_saves_within_seconds(tmp_path, arguments, monkeypatch, capsys, workers):
+    read = ChipDataset.__getitem__
+    run, blocked = tmp_path / "run", tmp_path / "blocked"
+
+    def slow(self, i):
+        if (run / "log.jsonl").exists() and losses(run):
+            blocked.touch()
+            time.sleep(600)
+        return read(self, i)
+
+    def tell():
+        while not blocked.exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    monkeypatch.setattr(ChipDataset, "__getitem__", slow)
+    thread = threading.Thread(target=tell)
+    thread.start()
+    began = time.monotonic()
+    assert pretrain(run, arguments, "--steps", "500", "--data.workers", workers) == runs.INTERRUPTED
+    thread.join()
+    assert time.monotonic() - began < 300  # not the ten minutes of the read
+    saved = runs.last_checkpoint(run)["step"]
+    assert saved == len(losses(run)) > 0
+    assert f"SIGUSR1: saved at step {saved} of 500; go on with --resume {run}" in capsys.readouterr().out
+    assert not multiprocessing.active_children()
+
+
+def test_a_signal_during_the_start_leaves_at_once(tmp_path, arguments, monkeypatch, capsys):
+    def told(*_: object, **__: object):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(600)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ssl_geo.pretrain, "chip_index", told)
+        assert pretrain(tmp_path / "run", arguments, "--steps", "2") == runs.INTERRUPTED
+    assert "SIGTERM: stopped before the first step; run the same command again" in capsys.readouterr().out
+    with monkeypatch.context() as patch:
+        patch.setattr(ssl_geo.pretrain, "make_monitor", told)
+        assert pretrain(tmp_path / "run", arguments, "--steps", "2") == runs.INTERRUPTED
+    assert f"go on with --resume {tmp_path / 'run'}" in capsys.readouterr().out
+    assert main(pretrain_config(["--resume", str(tmp_path / "run")])) == 0
+
+
+RANK = """
+import os, signal, sys
+import ssl_geo.pretrain
+from ssl_geo.config import pretrain_config
+step = ssl_geo.pretrain.train_step
+def step_that_dies(*given, **more):
+    if given[4] == 3 and os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(*given, **more)
+ssl_geo.pretrain.train_step = step_that_dies
+sys.exit(ssl_geo.pretrain.main(pretrain_config()))
+"""
+
+
+def test_a_rank_that_dies_under_torchrun_goes_on_from_the_last_checkpoint(tmp_path, arguments):
+    (tmp_path / "rank.py").write_text(RANK)
+    settings, run = [*arguments, "--steps", "5", "--log.checkpoint_every", "2"], tmp_path / "run"
+    command = [*(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")]
+    command += ["--max-restarts", "2", str(tmp_path / "rank.py"), *settings, "--out", str(run)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environment["PYTHONPATH"] = str(Path(ssl_geo.pretrain.__file__).parents[1])
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert f"going on with {run} from step 2 of 5" in done.stdout
+    pretrain(tmp_path / "one", settings)
+    assert losses(run) == pytest.approx(losses(tmp_path / "one"), abs=1e-5)
+
+
+def test_restarts_of_torchrun_want_a_run_folder_by_name(monkeypatch, capsys):
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
+    with pytest.raises(SystemExit):
+        pretrain_config([])
+    assert "goes on with the run that --out names" in capsys.readouterr().err
+
+
+def test_nothing_is_timed_by_a_clock_that_may_jump():
+    for file in Path(ssl_geo.__file__).parent.rglob("*.py"):
+        assert "time.time(" not in file.read_text(), file
