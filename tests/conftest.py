@@ -1,8 +1,12 @@
 """What every test may use: the shared real imagery, skipped with its reason where it is absent."""
 
+import os
 from pathlib import Path
 
 import pytest
+
+# Tests are many and small: two processes with a thread each beat one with two. Before torch is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
