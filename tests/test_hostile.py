@@ -18,7 +18,7 @@ from ssl_geo.errors import UserError
 from ssl_geo.imagery.chips import ChipIndex, build_index
 from ssl_geo.imagery.packed import PackedChips, packed_index
 from ssl_geo.imagery.packing import pack
-from ssl_geo.imagery.rasters import find_scenes, open_scene, read_window, write_geotiff
+from ssl_geo.imagery.rasters import find_scenes, open_scene, read_labels, read_window, write_geotiff
 from ssl_geo.pretrain import main
 from ssl_geo.probe import given_splits
 from ssl_geo.probing import store
@@ -248,3 +248,38 @@ def test_pretraining_on_an_odd_file_is_refused_in_one_line(tmp_path, shared_data
         main(pretrain_config([*arguments, "--data.band_names", "B02", "--data.scale", "1", "--steps", "1"]))
     assert "\n" not in str(error.value)
     assert not (tmp_path / "r").exists()
+
+
+def test_a_packed_folder_that_says_its_bytes_are_objects_is_refused(tmp_path):
+    folder = packed(tmp_path)
+    manifest = folder / "packed.json"
+    manifest.write_text(manifest.read_text().replace('"<u2"', '"|O"'))
+    with pytest.raises(UserError, match="dtype object"):
+        packed_index(folder)
+
+
+@pytest.mark.parametrize("change", [('"B03"', '"B08"'), ("[4, 3, 16, 16]", "[4, 2, 16, 16]"), ("[4, 3", "[[4], 3")])
+def test_a_packed_json_that_does_not_fit_its_index_is_refused(tmp_path, change):
+    folder = packed(tmp_path)
+    manifest = folder / "packed.json"
+    assert change[0] in manifest.read_text()
+    manifest.write_text(manifest.read_text().replace(*change))
+    with pytest.raises(UserError, match=r"packed.json (does not fit|cannot be read)"):
+        PackedChips(packed_index(folder), folder)
+
+
+def test_a_band_description_that_is_no_text_is_refused(tmp_path):
+    path = tmp_path / "scene.tif"
+    scene(path)
+    path.write_bytes(path.read_bytes().replace(b">B02<", b">\xb02<"))
+    with pytest.raises(UserError, match=r"cannot open .*scene\.tif"):
+        open_scene(path)
+
+
+def test_labels_that_claim_more_than_memory_are_refused(tmp_path):
+    profile = {"driver": "GTiff", "width": 60_000, "height": 60_000, "count": 1, "dtype": "uint8", "sparse_ok": True}
+    transform = rasterio.Affine(10, 0, 0, 0, -10, 0)
+    with rasterio.open(tmp_path / "labels.tif", "w", tiled=True, transform=transform, **profile):
+        pass
+    with pytest.raises(UserError, match="60000×60000 labels of uint8, more than 1024 MB"):
+        read_labels(tmp_path / "labels.tif")

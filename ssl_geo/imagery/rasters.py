@@ -74,7 +74,7 @@ __all__ = [
 
 # Bytes of decoded blocks that GDAL keeps; by itself it takes 5 % of the machine's memory, in each loader worker anew.
 _BLOCK_CACHE = {} if "GDAL_CACHEMAX" in os.environ else {"GDAL_CACHEMAX": 256_000_000}
-# Formats that hold their pixels themselves. Others (VRT, WMS, STAC ...) name files and addresses, which GDAL would open.
+# Formats that hold their pixels themselves. Others (VRT, WMS ...) name files and addresses, which GDAL would open.
 _FORMATS = ["GTiff", "JP2OpenJPEG", "JP2KAK", "JP2ECW", "JP2MrSID", "PNG", "JPEG", "HFA", "ENVI"]
 # What rasterio raises for damaged files; CPLE_BaseError are GDAL's own messages that it has no class for.
 _UNREADABLE = (RasterioError, CPLE_BaseError, OSError, UnicodeDecodeError, MemoryError)
