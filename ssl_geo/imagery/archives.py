@@ -166,7 +166,11 @@ def _listing(folder: Path) -> tuple[list[Path], list[Path]]:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
-            if entry.is_dir():
+            try:
+                is_folder = entry.is_dir()
+            except OSError:  # a link that leads to itself: a file that cannot be read, to be counted as such
+                is_folder = False
+            if is_folder:
                 folders.append(folder / entry.name)
             elif entry.name.lower().endswith(RASTER_SUFFIXES):
                 files.append(folder / entry.name)

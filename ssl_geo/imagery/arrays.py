@@ -49,8 +49,16 @@ class ArrayFile:
 
     @classmethod
     def of(cls, record: dict[str, Any]) -> ArrayFile:
-        """From JSON."""
-        return cls(**{**record, "file": Path(record["file"]).name, "shape": tuple(record["shape"])})
+        """From JSON, which may say anything.
+
+        Raises:
+            ValueError: It does not describe an array of numbers; TypeError and KeyError likewise.
+        """
+        dtype = np.dtype(str(record["dtype"]))
+        if dtype.kind not in "iuf":  # bytes read as Python objects would be addresses
+            raise ValueError(f"dtype {dtype}")
+        shape = tuple(int(length) for length in record["shape"])
+        return cls(Path(str(record["file"])).name, shape, dtype.str, int(record["bytes"]), int(record["crc32"]))
 
 
 def file_crc32(path: Path) -> int:

@@ -181,7 +181,9 @@ class ChipIndex:
                 notes=tuple(metadata["notes"]),
                 fingerprint=metadata["fingerprint"],
             )
-        except (OSError, pa.ArrowException, KeyError, TypeError, json.JSONDecodeError) as error:
+        except UserError:
+            raise
+        except (OSError, pa.ArrowException, LookupError, TypeError, ValueError) as error:
             raise UserError(f"{path} cannot be read as a chip index ({error}): {mend}") from error
 
 

@@ -192,6 +192,7 @@ class PackedChips:
         manifest = Manifest.load(folder)
         if index.fingerprint != manifest.fingerprint:
             raise UserError(f"{folder} was packed anew from other imagery or settings since: start anew with --out")
+        _check_fit(manifest, index, folder)
         self.bands = index.bands
         self.chip_size = index.chip_size
         self._folder = folder
@@ -226,6 +227,21 @@ class PackedChips:
             valid = np.unpackbits(bits, count=size * size).view(np.bool_).reshape(size, size)
         scale, offset, nodata = (column[i].as_py() for column in self._units)
         return Chip(dn, valid, self.bands, scale, offset, nodata)
+
+
+def _check_fit(manifest: Manifest, index: ChipIndex, folder: Path) -> None:
+    """Refuse a packed.json that was damaged such that it describes other arrays than the index refers to."""
+    shape, shards = (len(manifest.bands), index.chip_size, index.chip_size), manifest.shards
+    numbers, positions = (index.table[name].chunk(0).to_numpy() for name in ("shard", "position"))
+    counts = np.bincount(numbers, minlength=len(shards)).tolist() if len(numbers) and numbers.min() >= 0 else []
+    if (
+        not set(index.bands) <= set(manifest.bands)
+        or counts != [shard.chips.shape[0] for shard in shards]
+        or any(shard.chips.shape[1:] != shape for shard in shards)
+        or (positions < 0).any()
+        or (positions >= np.array(counts)[numbers]).any()
+    ):
+        raise UserError(f"{folder / MANIFEST} does not fit {INDEX}, one is damaged: delete {folder} and pack anew")
 
 
 def damaged_shards(folder: Path, shards: Sequence[Shard], *, workers: int, progress: bool) -> list[int]:

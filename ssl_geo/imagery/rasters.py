@@ -34,7 +34,7 @@ from rasterio.windows import Window
 
 from ssl_geo.errors import UserError, nearest
 from ssl_geo.files import written_whole
-from ssl_geo.imagery.archives import band_files, find_scenes
+from ssl_geo.imagery.archives import BAND, RASTER_SUFFIXES, band_files, find_scenes
 from ssl_geo.imagery.products import (
     LEVELS,
     date_in_names,
@@ -79,6 +79,11 @@ __all__ = [
 _BLOCK_CACHE = {} if "GDAL_CACHEMAX" in os.environ else {"GDAL_CACHEMAX": 256_000_000}
 COG_BLOCK = 256
 """Side of the blocks of a Cloud-Optimized GeoTIFF; smaller ones than a block get no overviews."""
+# Formats that hold their pixels themselves. Others (VRT, WMS ...) name files and addresses, which GDAL would open.
+_FORMATS = ["GTiff", "JP2OpenJPEG", "JP2KAK", "JP2ECW", "JP2MrSID", "PNG", "JPEG", "HFA", "ENVI"]
+# What rasterio raises for damaged files; CPLE_BaseError are GDAL's own messages that it has no class for.
+_UNREADABLE = (RasterioError, CPLE_BaseError, OSError, UnicodeDecodeError, MemoryError)
+_MAX_LABEL_BYTES = 1 << 30  # a label raster is read whole; a Sentinel-2 tile of 4-byte labels has half of it
 _MAX_OPEN = 64  # files a thread keeps open: two to six band folders, far below the usual limit of 1024 a process
 
 
@@ -118,6 +123,8 @@ def open_scene(
     if path.is_file():
         header = _header(str(path))
         parts = [(name, number, header) for name, number in name_stack(header, band_names)]
+    elif path.suffix.lower() in RASTER_SUFFIXES and BAND not in path.name and not path.is_dir():
+        raise UnreadableError(f"{path} does not exist, or is a link that leads nowhere")
     else:
         members = [(band, _header(str(file))) for band, file in band_files(path)]
         parts = [(name, header.numbers[0], header) for name, header in finest(members)]
@@ -251,6 +258,11 @@ def read_labels(
     header = _header(str(Path(path).absolute()), labels=True)
     if len(header.numbers) != 1:
         raise UserError(f"{path} has {len(header.numbers)} bands; a label raster has one band of class ids")
+    if header.height * header.width * header.dtype.itemsize > _MAX_LABEL_BYTES:
+        raise UserError(
+            f"{path} has {header.height}×{header.width} labels of {header.dtype}, more than "
+            f"{_MAX_LABEL_BYTES >> 20} MB: cut it into parts, as its images are"
+        )
     stored, _ = _read(header.file, header.numbers, Window(0, 0, header.width, header.height), masked=False)
     labels = stored[0]
     nodata = header.nodata
@@ -288,7 +300,7 @@ def read_legend(path: str | os.PathLike[str]) -> tuple[dict[int, str], dict[int,
         with rasterio.Env():
             tags = dataset.tags()
             palette = dataset.colormap(1) if ColorInterp.palette in dataset.colorinterp else {}
-    except (RasterioError, OSError) as error:
+    except _UNREADABLE as error:
         raise UnreadableError(f"cannot open {file}: {error}") from error
     ids = {key: key.removeprefix("class_") for key in tags if key.startswith("class_")}
     names = {int(text): tags[key] for key, text in ids.items() if text.removeprefix("-").isdecimal()}
@@ -550,7 +562,7 @@ def _header(file: str, *, labels: bool = False) -> Header:
             masked = any(MaskFlags.per_dataset in flags for flags in dataset.mask_flag_enums)
             crs_wkt = dataset.crs.wkt if dataset.crs else ""
             datetime = dataset.tags().get("TIFFTAG_DATETIME")
-    except (RasterioError, OSError) as error:
+    except _UNREADABLE as error:
         raise UnreadableError(f"cannot open {file}: {error}") from error
     if not numbers:
         raise NotImageryError(f"{file} holds nothing but an alpha band; leave it out of --data")
@@ -617,7 +629,7 @@ class _OpenDatasets(threading.local):
             # A scan of the folder for side files costs more than reading a chip; only a mask beside the file counts.
             sides = "TRUE" if Path(file + ".msk").exists() else "EMPTY_DIR"
             with _ungeoreferenced_allowed(), rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN=sides, **_BLOCK_CACHE):
-                dataset = rasterio.open(file)
+                dataset = rasterio.DatasetReader(file, driver=_FORMATS)  # rasterio.open takes but one
         self.datasets[file] = dataset
         if len(self.datasets) > _MAX_OPEN:
             self.datasets.popitem(last=False)[1].close()
@@ -641,7 +653,7 @@ def _read(
         with rasterio.Env():
             stored = dataset.read(list(numbers), window=window)
             mask = dataset.read_masks(numbers[0], window=window) if masked else None
-    except (RasterioError, OSError) as error:
+    except _UNREADABLE as error:
         _open_datasets.drop(file)
         raise UnreadableError(
             f"cannot read {file}, rows {window.row_off} to {window.row_off + window.height}, "

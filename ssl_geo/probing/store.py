@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ssl_geo.errors import UserError
 from ssl_geo.probing.features import FeatureExtractor
 
 FLOAT16_MAX = float(np.finfo(np.float16).max)
@@ -115,10 +117,21 @@ def extract(
     if not passes:
         say(f"features of {chips} chips were there already: {folder}")
     mode: Literal["r"] | None = None if size <= memory else "r"
-    arrays = {
-        name: np.load(folder / f"layer-{number}.npy", mmap_mode=mode) for number, name in enumerate(extractor.names)
-    }
-    return FeatureStore(arrays, np.load(folder / "labels.npy"), passes, seconds)
+    arrays = {name: open_stored(folder / f"layer-{number}.npy", mode) for number, name in enumerate(extractor.names)}
+    return FeatureStore(arrays, open_stored(folder / "labels.npy"), passes, seconds)
+
+
+def open_stored(path: Path, mode: Literal["r", "r+"] | None = None) -> npt.NDArray[Any]:
+    """Open an array of a store, mapped where a mode is given; nothing is unpickled.
+
+    Raises:
+        UserError: It is damaged.
+    """
+    try:
+        array: npt.NDArray[Any] = np.load(path, mmap_mode=mode, allow_pickle=False)
+    except Exception as error:  # NumPy hands a header's text to Python's parser, which has errors of its own
+        raise UserError(f"{path} is damaged ({error}): delete {path.parent}, it is computed anew") from error
+    return array
 
 
 @torch.no_grad()
@@ -164,18 +177,33 @@ def _open(
     """Memory-map one file a layer and one for the labels, which come last in `batch`."""
     paths = [folder / f"layer-{number}.npy" for number in range(len(batch) - 1)] + [folder / "labels.npy"]
     if done:
-        return [np.load(path, mmap_mode="r+") for path in paths]
+        return [open_stored(path, "r+") for path in paths]
     dtypes = [dtype] * (len(batch) - 1) + [np.dtype(np.uint8)]
-    return [
-        np.lib.format.open_memmap(path, mode="w+", dtype=kind, shape=(chips, *values.shape[1:]))
-        for path, kind, values in zip(paths, dtypes, batch, strict=True)
-    ]
+    arrays: list[npt.NDArray[Any]] = []
+    try:
+        for path, kind, values in zip(paths, dtypes, batch, strict=True):
+            array = np.lib.format.open_memmap(path, mode="w+", dtype=kind, shape=(chips, *values.shape[1:]))
+            with path.open(
+                "rb+"
+            ) as file:  # where room lacks in the middle of a map, the process is killed: take it now
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+            arrays.append(array)
+    except OSError as error:
+        for path in paths:
+            path.unlink(missing_ok=True)
+        raise UserError(
+            f"features cannot be stored in {folder} ({error.strerror}): make room, or name another disk with --cache"
+        ) from error
+    return arrays
 
 
 def _read_state(folder: Path) -> dict[str, Any]:
     path = folder / "store.json"
-    state: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-    return state
+    try:
+        state = json.loads(path.read_text()) if path.is_file() else {}
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}): delete {folder}, it is computed anew") from error
+    return dict(state)
 
 
 def _write_state(folder: Path, state: Mapping[str, Any]) -> None:

@@ -117,7 +117,7 @@ def outcome(read: Callable[[Path], object], path: Path) -> str:
     try:
         read(path)
     except UserError as error:
-        return "refused" if str(error) else "refused without a word"
+        return "refused" if str(error).strip() else "refused without a word"
     except Exception:
         return "exception " + " ".join(traceback.format_exc().split()[-40:])
     return "read"

@@ -61,20 +61,36 @@ def test_the_last_checkpoints_are_kept_and_read_back(run):
 LIMITED = """
 import resource, signal, sys
 from pathlib import Path
+import numpy as np
 import torch
+from ssl_geo.backbones import export_backbone
 from ssl_geo.errors import one_line_errors
+from ssl_geo.probing import store
 from ssl_geo.training import runs
+run, what = Path(sys.argv[1]), sys.argv[2]
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # as on a full disk: the write fails, nobody is killed
-resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
 with one_line_errors("run"):
-    runs.save_checkpoint(Path(sys.argv[1]), 2, {"step": 2, "weights": torch.zeros(1 << 20)}, keep=1)
+    if what == "checkpoint":
+        runs.save_checkpoint(run, 2, {"step": 2, "weights": torch.zeros(1 << 20)}, keep=1)
+    elif what == "log":
+        log = runs.RunLog(run)
+        for step in range(9999):
+            log.write({"step": step, "note": "x" * 999})
+    elif what == "backbone":
+        export_backbone(run, torch.nn.Linear(1000, 100), {})
+    elif what == "skipped":
+        runs.keep_skipped(run, 1, 0, [torch.zeros(1 << 20)], [])
+    elif what == "features":
+        store._open(run, 1000, [np.zeros((1, 8, 9, 9)), np.zeros((1, 9, 9))], 0, np.dtype("float16"))
 """
 
 
-def test_a_full_disk_leaves_the_checkpoints_there_are(run):
-    """torch wraps the file's error in a RuntimeError of its own."""
+@pytest.mark.parametrize("what", ["checkpoint", "log", "backbone", "skipped", "features"])
+def test_a_full_disk_leaves_the_checkpoints_there_are(run, what):
+    """torch and safetensors wrap the file's error in ones of their own."""
     runs.save_checkpoint(run, 1, content(1), keep=1)
-    ended = subprocess.run([sys.executable, "-c", LIMITED, str(run)], capture_output=True, text=True, timeout=60)
+    ended = subprocess.run([sys.executable, "-c", LIMITED, str(run), what], capture_output=True, text=True, timeout=60)
     assert ended.returncode == 2
     (line,) = ended.stderr.splitlines()
     assert "could not be written (File too large)" in line
