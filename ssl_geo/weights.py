@@ -78,7 +78,7 @@ def read_torch(path: Path) -> dict[str, Any]:
     _must_exist(path)
     try:
         if not zipfile.is_zipfile(path):  # anything else, such as a bare pickle, is not even opened
-            raise zipfile.BadZipFile("not of torch 1.6 or later")
+            raise zipfile.BadZipFile("not a readable file of tensors of torch 1.6 or later")
         check_whole(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes make zipfile and the unpickler fail in ways that no list is complete of

@@ -555,10 +555,13 @@ def _header(file: str, *, labels: bool = False) -> Header:
         with rasterio.Env():  # sends GDAL's messages to logging instead of stderr
             interpretation = dataset.colorinterp
             numbers = tuple(i for i, c in enumerate(interpretation, start=1) if c != ColorInterp.alpha)
-            dtypes = {dataset.dtypes[i - 1] for i in numbers}
-            nodata = {dataset.nodatavals[i - 1] for i in numbers}
-            scaling = {(dataset.scales[i - 1], dataset.offsets[i - 1]) for i in numbers}
-            descriptions = tuple(dataset.descriptions[i - 1] or "" for i in numbers)
+            # Each of these is made anew by rasterio when it is asked for: once a file, not once a band.
+            all_dtypes, all_nodata, all_descriptions = dataset.dtypes, dataset.nodatavals, dataset.descriptions
+            scales, offsets = dataset.scales, dataset.offsets
+            dtypes = {all_dtypes[i - 1] for i in numbers}
+            nodata = {all_nodata[i - 1] for i in numbers}
+            scaling = {(scales[i - 1], offsets[i - 1]) for i in numbers}
+            descriptions = tuple(all_descriptions[i - 1] or "" for i in numbers)
             masked = any(MaskFlags.per_dataset in flags for flags in dataset.mask_flag_enums)
             crs_wkt = dataset.crs.wkt if dataset.crs else ""
             datetime = dataset.tags().get("TIFFTAG_DATETIME")
