@@ -368,7 +368,7 @@ def shown_chips(
     bounds = None
     if chips.lonlat is not None and chips.size_m is not None:
         bounds = box_on_earth(chips.lonlat, chips.size_m)
-    layer = item.layers[-1]
+    layer = item.layers[0]  # the deepest
     splits = np.full(len(chips), "left out")
     for split in ("train", "val", "test"):
         splits[task.split.chips(split)] = split
