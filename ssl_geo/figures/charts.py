@@ -155,6 +155,8 @@ def curves(title: str, x: npt.ArrayLike, lines: Mapping[str, npt.ArrayLike], *, 
     place.set(title=title, xlabel=xlabel)
     place.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     place.yaxis.set_major_locator(MaxNLocator(5))
+    if all(np.nanmin(np.asarray(values, np.float64)) >= 0 for values in lines.values()):
+        place.set_ylim(bottom=0)  # a small change is not to look large
     if title.startswith("share"):
         place.set_ylim(0, 1)
         place.yaxis.set_major_formatter(PercentFormatter(1))
@@ -212,8 +214,9 @@ def footprints_map(
         boxes = [Rectangle(tuple(at - s / 2), *s) for at, s in zip(middle, size, strict=True)]
         place.add_collection(PatchCollection(boxes, facecolor=colour, edgecolor=colour, alpha=0.55, linewidth=0.4))
         place.plot([], [], "s", color=colour, alpha=0.7, label=name)
-    pad = 0.05 * span.max()
-    place.set(xlim=(extent[0][0] - pad, extent[1][0] + pad), ylim=(extent[0][1] - pad, extent[1][1] + pad))
+    place.update_datalim([extent[0] - smallest / 2, extent[1] + smallest / 2])
+    place.margins(0.05)
+    place.autoscale_view()
     if unit == "degrees":
         place.set(xlabel="longitude", ylabel="latitude")
         place.set_aspect(1 / max(np.cos(np.radians((extent[0][1] + extent[1][1]) / 2)), 0.05), adjustable="datalim")

@@ -62,7 +62,7 @@ def image_sheet(
     figure, axes = new_figure(columns * side + (0.3 if row_titles else 0.05), height, len(rows), columns)
     for y, row in enumerate(axes):
         for x, place in enumerate(row):
-            place.set(xticks=[], yticks=[], facecolor=NODATA)
+            place.set(xticks=[], yticks=[])
             place.grid(visible=False)
             place.spines[:].set_visible(False)
             if y == 0 and x < len(column_titles):
@@ -73,7 +73,7 @@ def image_sheet(
             if image is None:
                 without_axes(place)
                 continue
-            place.imshow(image)
+            place.imshow(_on_grey(image))
             if titles and y < len(titles) and x < len(titles[y]):
                 place.set_title(titles[y][x], fontsize=8, fontweight="normal", loc="center", pad=2)
             if marks and (mark := marks[y][x]) is not None:
@@ -316,7 +316,12 @@ def class_sheet(
     table[: len(colours)] = [(*(np.array(colour) / 255), 1.0) for colour in colours]
     wrong = np.array([[*mpl.colors.to_rgb(RIGHT), 1.0], [*mpl.colors.to_rgb(WRONG), 1.0], [0, 0, 0, 0]])
     rows = [
-        [image, table[label], table[shown], wrong[np.where(label == IGNORED, 2, label != shown).astype(int)]]
+        [
+            image,
+            table[label],
+            table[np.where(_seen(image), shown, IGNORED)],
+            wrong[np.where(label == IGNORED, 2, label != shown).astype(int)],
+        ]
         for image, label, shown in zip(images, labels, predictions, strict=True)
     ]
     seen = np.unique(np.concatenate([np.ravel(part) for part in (*labels, *predictions)]))
@@ -324,6 +329,19 @@ def class_sheet(
     titles = ["image", "label", "prediction", "error"]
     legend = [*legend, ("wrong", WRONG), ("no label", NODATA)]
     return image_sheet(rows, column_titles=titles, row_titles=row_titles, legend=legend, side=side)
+
+
+def _on_grey(image: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
+    """(H, W, 3) with what is transparent in the grey of nodata, whatever the page's own ground."""
+    if image.shape[2] == 3:
+        return image
+    opacity = image[..., 3:]
+    blended: npt.NDArray[np.floating] = image[..., :3] * opacity + np.array(mpl.colors.to_rgb(NODATA)) * (1 - opacity)
+    return blended
+
+
+def _seen(image: npt.NDArray[np.floating]) -> Valid:
+    return np.asarray(image[..., 3] > 0 if image.shape[2] == 4 else np.ones(image.shape[:2], np.bool_))
 
 
 def _column(values: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:

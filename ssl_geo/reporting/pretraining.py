@@ -82,10 +82,8 @@ def pretraining_page(run: RunMaterial) -> Page:
     ):
         if (value := last.get(key)) is not None:
             facts.append((f"{value:{form}}", what))
-    limit = figures.limits(run.images, run.valid)
     shown = [
-        figures.composite(image, run.bands, valid=valid, limit=limit)
-        for image, valid in zip(run.images, run.valid, strict=True)
+        figures.composite(image, run.bands, valid=valid) for image, valid in zip(run.images, run.valid, strict=True)
     ]
     return Page(
         title=f"Pretraining run {run.name}",

@@ -85,11 +85,10 @@ def probe_page(report: Json, chips: ProbeChips) -> Page:
     """
     groups, names = report["groups"], [c["name"] for c in report["classes"]]
     best = next((group for group in groups if group["name"] == report["best"]), groups[0])
-    found = _score(best["scores"]["miou"])
-    facts = [(found, f"mIoU of {best['name']}, with its 95 % interval")]
+    facts = [_fact(best["scores"]["miou"], f"mIoU of {best['name']}")]
     for key, text in (("pixels", "over single pixels"), ("random_initialization", "over the untrained backbone")):
         if gain := best["gains"][key]:
-            facts.append((_score(gain, "+"), text))
+            facts.append(_fact(gain, f"mIoU {text}", "+"))
     facts += [(f"{best['scores']['overall_accuracy']['value']:.1%}", "of the test pixels right")]
     facts += [(str(best["blocks"]), "test blocks, which the intervals are drawn from")]
     return Page(
@@ -217,9 +216,8 @@ def _features(chips: ProbeChips) -> Section:
 
 
 def _composites(chips: ProbeChips) -> list[npt.NDArray[np.float32]]:
-    limit = figures.limits(chips.images, chips.valid)
     return [
-        figures.composite(image, chips.bands, valid=valid, limit=limit)
+        figures.composite(image, chips.bands, valid=valid)
         for image, valid in zip(chips.images, chips.valid, strict=True)
     ]
 
@@ -248,6 +246,12 @@ def _settings(report: Json) -> Section:
     seconds = [[name, f"{value:.1f}"] for name, value in report["timings"].items()]
     folded = [(name, json.dumps(report[name], indent=2, ensure_ascii=False)) for name in ("settings", "checkpoint")]
     return Section("Settings", tables=[Table(["part", "seconds"], seconds)], folded=folded)
+
+
+def _fact(score: Json, what: str, sign: str = "") -> tuple[str, str]:
+    """The number, and what it is with its interval."""
+    number = _number(score["value"], sign)
+    return number, what + _score(score, sign).removeprefix(number)
 
 
 def _number(value: float | None, sign: str = "") -> str:
