@@ -10,6 +10,7 @@ if __name__ == "__main__":  # settings first: --help answers before torch is imp
 
 import dataclasses
 import datetime
+import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -24,15 +25,27 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 import ssl_geo
-from ssl_geo.backbones import create_backbone, describe_backbone, drop_unused_tokens, export_backbone, required_multiple
+from ssl_geo.backbones import (
+    create_backbone,
+    describe_backbone,
+    drop_unused_tokens,
+    export_backbone,
+    load_backbone,
+    required_multiple,
+)
+from ssl_geo.class_token import class_token_attention
 from ssl_geo.imagery.chips import ChipIndex, cached_index
 from ssl_geo.imagery.datasets import ChipDataset, dominant_labels
 from ssl_geo.imagery.packed import PackedChips, open_chips, packed_folder, packed_index
+from ssl_geo.imagery.places import lonlat_bounds
 from ssl_geo.imagery.quickcheck import check_index
 from ssl_geo.imagery.sample import ensure_sample
 from ssl_geo.imagery.scenes import UnreadableError
 from ssl_geo.imagery.sensors import DEFAULT_BANDS
 from ssl_geo.methods.dino import DINO
+from ssl_geo.probing.features import FeatureExtractor, auto_layers
+from ssl_geo.reporting.page import write_page
+from ssl_geo.reporting.pretraining import RunMaterial, pretraining_page
 from ssl_geo.training import distributed, runs, schedules
 from ssl_geo.training.distributed import Ranks
 from ssl_geo.training.feeding import feed
@@ -53,6 +66,7 @@ Chips: TypeAlias = ChipDataset | PackedChips
 Keys: TypeAlias = Sequence[tuple[int, int]]  # (epoch, chip) of a batch: every draw is a function of them and the seed
 MEASURED = 9  # chips that are read before the start, to foresee the pace
 MONITORED = 512  # chips whose embeddings are watched
+REPORTED, FEATURED, VIEWED, LOCATED = 96, 4, 3, 4000  # chips on the page: embedded, their features, views, places
 
 
 def main(config: PretrainConfig) -> int:
@@ -75,6 +89,8 @@ def main(config: PretrainConfig) -> int:
     run.say(
         f"backbone of step {state.step}: {run.folder / 'backbone.safetensors'} (plain timm loads it, see backbone.json)"
     )
+    if run.ranks.main:
+        report(config, state, run.chips, run.folder)
     return 0
 
 
@@ -86,6 +102,7 @@ class Run:
         ranks: Who trains.
         folder: Where it is written.
         state: What a checkpoint holds.
+        chips: As stored.
         order: Which chips each step sees.
         batches: Views of the steps that are left, (B, C, h, w) each.
         again: Makes the views of a list of (epoch, chip) anew.
@@ -96,6 +113,7 @@ class Run:
     ranks: Ranks
     folder: Path
     state: State
+    chips: Chips
     order: StepBatches
     batches: Iterable[list[Tensor]]
     again: Callable[[Keys], list[Tensor]]
@@ -165,7 +183,8 @@ def prepare(config: PretrainConfig) -> Run:
     if ranks.main and state.step < state.steps:
         few, packed = next(iter(order))[:MEASURED], isinstance(chips, PackedChips)
         say(data_pace(lambda key: chips[key[1]], lambda key: dataset[[key]], few, workers=workers, packed=packed))
-    return Run(ranks, folder, state, order, map(views_of, batches), lambda keys: views_of(dataset[keys]), monitor, say)
+    batches, again = map(views_of, batches), lambda keys: views_of(dataset[keys])
+    return Run(ranks, folder, state, chips, order, batches, again, monitor, say)
 
 
 def train(config: PretrainConfig, run: Run, interruption: runs.Interruption) -> None:
@@ -465,6 +484,56 @@ def make_monitor(config: PretrainConfig, index: ChipIndex, chips: Chips, crops: 
         torch.from_numpy(np.stack(images)),
         None if labels is None else torch.from_numpy(labels),
         torch.from_numpy(scenes.astype(np.int64)),
+    )
+
+
+def report(config: PretrainConfig, state: State, chips: Chips, run: Path) -> None:
+    """Write RUN/report.html; the run is whole by now, and what fails here is said and costs the page alone."""
+    try:
+        print(f"report: {write_page(run / 'report.html', pretraining_page(run_material(config, state, chips, run)))}")
+    except Exception as error:
+        print(f"{run} is complete but for report.html, which failed with {type(error).__name__}: {error}")
+
+
+@torch.no_grad()
+def run_material(config: PretrainConfig, state: State, chips: Chips, run: Path) -> RunMaterial:
+    """What the page shows: chips evenly drawn from the index, their first views, what the backbone makes of them."""
+    index, crops, backbone = state.index, state.crops, load_backbone(run).to(state.device)
+    numbers = np.unique(np.linspace(0, len(index) - 1, REPORTED).astype(int))
+    numbers = np.random.default_rng(config.seed).permutation(numbers)
+    read = [chips[int(number)] for number in numbers]
+    images = [chip.reflectance() for chip in read]
+    standardized = [standardize_chip(i, c.valid, crops.mean, crops.std) for i, c in zip(images, read, strict=True)]
+    batch = torch.from_numpy(np.stack(standardized)).to(state.device)
+    side = chips.chip_size // (multiple := required_multiple(config.backbone.name, **config.backbone.arguments))
+    batch = batch[..., : side * multiple, : side * multiple]  # what the patches of a ViT cover
+    extractor = FeatureExtractor(backbone, auto_layers(backbone)[::-1], input_size=side * multiple)
+    attention = class_token_attention(backbone, batch[:FEATURED])
+    located = np.unique(np.linspace(0, len(index) - 1, LOCATED).astype(int))
+    return RunMaterial(
+        name=run.name,
+        backbone=config.backbone.name,
+        steps=state.step,
+        log=[json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()],
+        settings=(run / "config.yaml").read_text(),
+        bands=index.bands,
+        mean=crops.mean,
+        std=crops.std,
+        images=[image[:, : side * multiple, : side * multiple] for image in images],
+        valid=[chip.valid[: side * multiple, : side * multiple] for chip in read],
+        views=[
+            crops(chip.dn, chip.valid, chip.scale, chip.offset, seed=config.seed, epoch=0, chip=int(number))
+            for chip, number in zip(read[:VIEWED], numbers, strict=False)
+        ],
+        layers={name: maps.float().cpu().numpy() for name, maps in extractor(batch[:FEATURED]).items()},
+        attention=None if attention is None else attention.float().cpu().numpy(),
+        embeddings=torch.cat([backbone(part) for part in torch.split(batch, 64)]).float().cpu().numpy(),
+        chips=len(index),
+        chip_size=index.chip_size,
+        said=index.report(),
+        scenes=len(np.unique(index.scene_numbers(np.arange(len(index))))),
+        dates={line["values"].as_py(): line["counts"].as_py() for line in index.table["date"].value_counts()},
+        bounds=lonlat_bounds(index, located),
     )
 
 

@@ -31,7 +31,7 @@ from ssl_geo.imagery.sample import ensure_sample
 from ssl_geo.imagery.sensors import DEFAULT_BANDS
 from ssl_geo.probing.features import FeatureExtractor, auto_layers, list_layers
 from ssl_geo.probing.fit import Fitted, Recipe, class_weights, predict, train_heads
-from ssl_geo.probing.footprints import Footprints
+from ssl_geo.probing.footprints import Footprints, box_on_earth
 from ssl_geo.probing.heads import HEADS, build_head
 from ssl_geo.probing.pace import Laps, measure_pace
 from ssl_geo.probing.pixels import fit_linear_on_layers
@@ -42,6 +42,8 @@ from ssl_geo.probing.saved import HeadDescription, save_head
 from ssl_geo.probing.scoring import TestChips, score_heads
 from ssl_geo.probing.splits import ChipSplit, split_chips
 from ssl_geo.probing.store import FeatureStore, extract, predicted_bytes, store_key, stored_chips
+from ssl_geo.reporting.page import write_page
+from ssl_geo.reporting.probing import ProbeChips, chosen_chips, probe_page
 from ssl_geo.training import distributed
 from ssl_geo.views.photometry import standardize_chip
 
@@ -49,6 +51,7 @@ SAMPLE = Path("data/sample")
 SINGLE_LAYER = ("linear", "patch_linear")  # heads that are trained on each layer by itself; the others on all
 PIXEL_ROWS = 20_000  # training pixels of the linear probe and of the baselines
 PACE_CHIPS = 8
+FEATURED = 4  # chips whose features the page shows
 UNTRAINED = "random initialization, "  # before the name of a model on the untrained backbone
 
 
@@ -183,8 +186,10 @@ def main(config: ProbeConfig) -> int:
     maps = write_maps(out / "maps", task, name, item, stores[""], config, device)
     markdown = write_report(out, report)
     append_result(Path(config.results), {"out": str(out), **result_row(report)})
+    page = probe_page(report, shown_chips(task, name, item, stores[""], config, device))
+    html = write_page(out / "report.html", page)
     print(report["headline"])
-    print(f"report: {markdown}; map: {maps[0]}; head for ssl_geo.predict: {out / 'best_head'}")
+    print(f"report: {html}, {markdown}; map: {maps[0]}; head for ssl_geo.predict: {out / 'best_head'}")
     return 0
 
 
@@ -386,6 +391,43 @@ def write_maps(
         write_class_map(path, classes, scene, chips.names, chips.ids, chips.colours, tags)
         written.append(path)
     return written
+
+
+def shown_chips(
+    task: Task, name: str, item: Fitted, store: FeatureStore, config: ProbeConfig, device: torch.device
+) -> ProbeChips:
+    """What the page shows: the best and the worst test chips of the chosen head, and where all chips lie."""
+    chips, test = task.chips, task.split.chips("test")
+    parts = list(predict({name: item}, store, test, config.batch_size, device))
+    predicted = np.concatenate([classes for _, _, classes, _ in parts])
+    best, worst = chosen_chips(store.labels[test], predicted)
+    numbers = [int(number) for number in test[[*best, *worst]]]
+    read = [chips[number] for number in numbers]
+    bounds = None
+    if chips.lonlat is not None and chips.size_m is not None:
+        bounds = box_on_earth(chips.lonlat, chips.size_m)
+    layer = item.layers[0]  # the deepest
+    splits = np.full(len(chips), "left out")
+    for split in ("train", "val", "test"):
+        splits[task.split.chips(split)] = split
+    return ProbeChips(
+        images=[chip.reflectance for chip in read],
+        valid=[chip.valid for chip in read],
+        labels=[chip.labels for chip in read],
+        predictions=list(predicted[[*best, *worst]]),
+        names=[
+            f"{Path(chips.scenes[chips.scene[n]].scene.path).stem} (row {chips.row[n]}, column {chips.col[n]})"
+            for n in numbers
+        ],
+        best=len(best),
+        bands=chips.bands,
+        colours=chips.colours,
+        features=np.asarray(store.layers[layer][numbers[:FEATURED]], np.float32),
+        layer=layer,
+        bounds=bounds,
+        splits=splits.tolist(),
+        class_pixels=chips.class_pixels,
+    )
 
 
 if __name__ == "__main__":

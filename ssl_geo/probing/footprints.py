@@ -204,3 +204,12 @@ def near(chips: Footprints, a: Indices, b: Indices, gap: float) -> npt.NDArray[n
     distance, overlap = chips.gaps(first, second)
     hit = first[(distance < gap * (1 - 1e-9)) | overlap]
     return np.isin(a, hit)
+
+
+def box_on_earth(lonlat: npt.ArrayLike, size: npt.ArrayLike) -> Floats:
+    """Left, bottom, right, top (N, 4) in degrees of chips with centres (N, 2) in degrees and sides (N, 2) in metres."""
+    centre, side = np.asarray(lonlat, np.float64), np.asarray(size, np.float64)
+    half = side / 2 / METRES_PER_DEGREE
+    half[:, 0] /= np.maximum(np.cos(np.radians(centre[:, 1])), 1e-6)
+    box: Floats = np.concatenate([centre - half, centre + half], axis=1)
+    return box

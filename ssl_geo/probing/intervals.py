@@ -112,6 +112,29 @@ def paired_difference(
     return Difference(value, low, high, count, min(1.0, 2 * (1 + tail) / (draws + 1)))
 
 
+def class_intervals(blocks: Counts, draws: int = 1000, seed: int = 0, confidence: float = 0.95) -> Floats:
+    """The interval of each class's IoU, from the same draws as `bootstrap`.
+
+    Args:
+        blocks: (n, C, C) confusion matrices, one a block.
+        draws: Number of resamples.
+        seed: Of the resampling.
+        confidence: Coverage of the intervals.
+
+    Returns:
+        (2, C) lower and upper ends, over the draws that hold the class; NaN for a class that the labels do not hold,
+        and with fewer than MIN_BLOCKS blocks.
+    """
+    used = blocks[blocks.sum((1, 2)) > 0]
+    ends: Floats = np.full((2, blocks.shape[1]), np.nan)
+    if len(used) >= MIN_BLOCKS:
+        drawn = _drawn(used, class_iou, _weights(len(used), draws, seed))
+        there = ~np.isnan(drawn).all(axis=0)
+        tail = (1 - confidence) / 2
+        ends[:, there] = np.nanquantile(drawn[:, there], [tail, 1 - tail], axis=0)
+    return ends
+
+
 def _weights(count: int, draws: int, seed: int) -> Floats:
     """How often each of `count` blocks is in each of `draws` resamples, (draws, count)."""
     drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=draws)

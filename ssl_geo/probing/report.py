@@ -2,9 +2,9 @@
 
 report.md is written from report.json alone, so the one can always be rebuilt from the other (`markdown`).
 
-Schema 1 of report.json. A number that does not exist (class absent from the labels, too few blocks) is null.
+Schema 2 of report.json. A number that does not exist (class absent from the labels, too few blocks) is null.
 
-    schema       1
+    schema       2
     headline     first line of report.md
     best         name of the group chosen on validation, or null; never chosen by its test score
     classes      [{name, id}], id as in the label files
@@ -19,7 +19,8 @@ Schema 1 of report.json. A number that does not exist (class absent from the lab
       scores                 miou (macro), micro_iou, frequency_weighted_iou, overall_accuracy, macro_f1, each
                              {value, low, high, mean, sd}: of the counts of all seeds added up, with the 95 % interval
                              over blocks; mean and standard deviation (n - 1) of the seeds' own scores
-      per_class              [{name, id, support, iou, f1, precision, recall, boundary_iou}]; support in pixels
+      per_class              [{name, id, support, iou, iou_low, iou_high, f1, precision, recall, boundary_iou}]; support
+                             in pixels, IoU with its 95 % interval over blocks
       boundary_iou           mean over the classes with a boundary in the labels
       expected_calibration_error
       gains                  {pixels, random_initialization}, each null or {reference, value, low, high, blocks, p}: its
@@ -41,7 +42,7 @@ import numpy as np
 
 from ssl_geo.errors import UserError
 from ssl_geo.files import written_whole
-from ssl_geo.probing.intervals import MIN_BLOCKS, Statistic, bootstrap, paired_difference
+from ssl_geo.probing.intervals import MIN_BLOCKS, Statistic, bootstrap, class_intervals, paired_difference
 from ssl_geo.probing.markdown import Json, markdown, with_interval
 from ssl_geo.probing.metrics import (
     Counts,
@@ -56,7 +57,7 @@ from ssl_geo.probing.metrics import (
     scores,
 )
 
-SCHEMA = 1
+SCHEMA = 2
 Kind = Literal["head", "linear probe", "baseline"]
 KINDS: tuple[Kind, ...] = get_args(Kind)  # in the order of the table
 
@@ -135,7 +136,7 @@ class ProbeReport:
     random_initialization: str = "random initialization"
 
     def to_json(self) -> Json:
-        """The report in schema 1 (see the module), of plain values that JSON can hold.
+        """The report in schema 2 (see the module), of plain values that JSON can hold.
 
         Raises:
             ValueError: Models of other classes, blocks or labels than the first, or one name or group for two
@@ -190,6 +191,7 @@ class ProbeReport:
         runs = by_group[name]
         pooled = _pooled(runs)
         whole, single = scores(pooled.sum(0)), [scores(run.blocks.sum(0)) for run in runs]
+        ends = class_intervals(pooled)
         intervals = {key: bootstrap(pooled, statistic) for key, statistic in STATISTICS.items()}
         boundary = [run.boundary for run in runs if run.boundary is not None]
         calibration = [run.calibration for run in runs if run.calibration is not None]
@@ -225,6 +227,8 @@ class ProbeReport:
                     "id": self.class_ids[number],
                     "support": whole.support[number] // len(runs),  # each seed saw the same labels
                     "iou": whole.iou[number],
+                    "iou_low": ends[0, number],
+                    "iou_high": ends[1, number],
                     "f1": whole.f1[number],
                     "precision": whole.precision[number],
                     "recall": whole.recall[number],

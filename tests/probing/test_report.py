@@ -226,6 +226,8 @@ def test_absent_class_is_a_dash_and_null() -> None:
         "id": 30,
         "support": 0,
         "iou": None,
+        "iou_low": None,
+        "iou_high": None,
         "f1": None,
         "precision": None,
         "recall": None,
@@ -304,7 +306,7 @@ def test_no_valid_pixel_at_all_is_null() -> None:
 def test_schema_is_stable() -> None:
     """A change here is a new schema number, and of the module's description."""
     content = report(full()).to_json()
-    assert content["schema"] == 1
+    assert content["schema"] == 2
     parts = {
         "": content,
         "group": content["groups"][0],
@@ -319,7 +321,7 @@ def test_schema_is_stable() -> None:
         "group": "name kind parameters seeds runs collapsed retried validation_miou blocks reliable scores "
         "per_class boundary_iou expected_calibration_error gains",
         "score": "value low high mean sd",
-        "class": "name id support iou f1 precision recall boundary_iou",
+        "class": "name id support iou iou_low iou_high f1 precision recall boundary_iou",
         "gain": "reference value low high blocks p",
         "result": "name group kind seed parameters best_epoch validation_miou collapsed retried scores confusion",
     }

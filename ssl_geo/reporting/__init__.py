@@ -1,0 +1,1 @@
+"""Pages for a person: one self-contained HTML file a probe or a run."""
