@@ -79,7 +79,10 @@ def feed(
 
 def _dead(processes: list[BaseProcess]) -> str | None:
     """How a process ended by itself, None where all are at work; a dying one has a second to be gone."""
-    wait([process.sentinel for process in processes], timeout=1)
+    ending = wait([process.sentinel for process in processes], timeout=1)
+    for process in processes:
+        if process.sentinel in ending:
+            process.join()  # what it held is closed, and its sentinel with it, before its exit code is there
     codes = [process.exitcode for process in processes if process.exitcode is not None]
     if not codes:
         return None
