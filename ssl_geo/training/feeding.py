@@ -78,8 +78,8 @@ def feed(
 
 
 def _dead(processes: list[BaseProcess]) -> str | None:
-    """How a process ended by itself, None where all are at work; a dying one has a second to be gone."""
-    ending = wait([process.sentinel for process in processes], timeout=1)
+    """How a process ended by itself, None where all are at work; a dying one has ten seconds to be gone."""
+    ending = wait([process.sentinel for process in processes], timeout=10)
     for process in processes:
         if process.sentinel in ending:
             process.join()  # what it held is closed, and its sentinel with it, before its exit code is there
