@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint format bench soak docs fuzz
+.PHONY: demo test notebooks lint format bench soak docs fuzz
 .DEFAULT_GOAL := test
 
 $(READY): pyproject.toml constraints.txt
@@ -20,6 +20,10 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+# One after another: the first leaves a short run that the others look into.
+notebooks: $(READY)
+	$(BIN)/python -m pytest -n 0 --nbmake --nbmake-timeout=180 notebooks
 
 # Fifty kills of a run, each resumed; a handful of them are in the tests.
 soak: $(READY)

@@ -42,6 +42,7 @@ def create_backbone(
     name: str,
     channels: int,
     view_sizes: Sequence[Size],
+    /,
     *,
     weights: str | Path | None = None,
     bands: Sequence[str] = (),

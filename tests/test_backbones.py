@@ -537,3 +537,8 @@ def test_published_weights_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(timm, "create_model", fetch)
     assert "random:resnet18" in refusal(lambda: load_backbone("timm:resnet18"))
     assert "resnet18" in refusal(lambda: load_backbone("timm:resnet1888"))
+
+
+def test_an_argument_of_timm_named_like_ours_reaches_timm() -> None:
+    narrow = create_backbone("resnet18", 3, [(64, 64)], channels=(16, 24, 32, 40)).eval()
+    assert narrow(torch.zeros(1, 3, 64, 64)).shape == (1, 40)

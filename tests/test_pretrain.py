@@ -89,7 +89,7 @@ def test_a_run_leaves_what_the_readme_says(tmp_path, arguments):
     names = {p.name for p in (tmp_path / "run").iterdir()}
     assert names == {
         *("config.yaml", "index.parquet", "log.jsonl", "tensorboard", "checkpoints"),
-        *("backbone.safetensors", "backbone.json"),
+        *("backbone.safetensors", "backbone.json", "report.html"),
     }
     checkpoint = torch.load(runs.checkpoints(tmp_path / "run")[-1], weights_only=True)
     assert checkpoint["step"] == 4
