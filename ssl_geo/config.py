@@ -408,6 +408,8 @@ class ProbeConfig:
     """weigh classes by the inverse square root of their frequency in the loss"""
     chip_size: int | None = None
     """side of a chip in pixels; default: the checkpoint's"""
+    context: int = 0
+    """pixels around each chip that the backbone sees too: better features along its edges, for more time"""
     split: SplitConfig = field(default_factory=SplitConfig)
     data: ImageConfig = field(default_factory=ImageConfig)
     cache: str = "~/.cache/ssl_geo"

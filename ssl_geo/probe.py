@@ -104,7 +104,7 @@ def main(config: ProbeConfig) -> int:
     )
     torch.manual_seed(0)  # of the untrained twin, which is the same at every probe
     extractors = {
-        prefix: FeatureExtractor(net.to(device).eval(), layers, input_size=task.chips.chip_size)
+        prefix: FeatureExtractor(net.to(device).eval(), layers, input_size=task.chips.side)
         for prefix, net in (("", backbone), (UNTRAINED, untrained(backbone)))
     }
     folders = {prefix: features_folder(config, extractor, task) for prefix, extractor in extractors.items()}
@@ -112,7 +112,7 @@ def main(config: ProbeConfig) -> int:
     for line in splits:
         print(line)
     size = sum(
-        predicted_bytes(extractor, len(task.chips), (task.chips.chip_size,) * 2) for extractor in extractors.values()
+        predicted_bytes(extractor, len(task.chips), (task.chips.side,) * 2) for extractor in extractors.values()
     )
     expected = expected_seconds(config, task, extractors[""], folders.values(), device)
     parts = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in expected.items())
@@ -229,7 +229,7 @@ def labelled_task(config: ProbeConfig, description: Mapping[str, Any]) -> Task:
         **dataclasses.asdict(config.data),
     )
     size = config.chip_size or description.get("chip_size", 64)
-    chips = LabelledChips(scenes, bands=description["bands"], chip_size=size)
+    chips = LabelledChips(scenes, bands=description["bands"], chip_size=size, context=config.context)
     for line in [*chips.report(), *check_labelled(chips)]:
         print(line)
     pixel = 1.0 if chips.size_m is None else float(chips.size_m.mean() / size)
@@ -345,7 +345,7 @@ def describe_head(
         layers=tuple(item.layers),
         channels=tuple(extractor.channels[k] for k in position),
         reduction=tuple(extractor.reduction[k] for k in position),
-        chip_size=chips.chip_size,
+        chip_size=chips.side,
         bands=chips.bands,
         mean=tuple(task.mean.tolist()),
         std=tuple(task.std.tolist()),
@@ -375,7 +375,8 @@ def write_maps(
 ) -> list[Path]:
     """Class maps of the images with test chips, by the head that validation chose, on the images' grids."""
     folder.mkdir()
-    chips, size, written = task.chips, task.chips.chip_size, []
+    chips, size, context, written = task.chips, task.chips.chip_size, task.chips.context, []
+    core = np.s_[context : context + size, context : context + size]
     for number in np.unique(chips.scene[task.split.chips("test")]).tolist():
         scene = chips.scenes[number].scene
         classes = np.full((scene.height, scene.width), 255, np.uint8)
@@ -384,8 +385,9 @@ def write_maps(
             for chip, values in zip(part.tolist(), predicted, strict=True):
                 row, col = int(chips.row[chip]), int(chips.col[chip])
                 place = classes[row : row + size, col : col + size]
-                valid = chips[chip].valid[: place.shape[0], : place.shape[1]]
-                place[valid] = values[: place.shape[0], : place.shape[1]][valid]
+                inside = np.s_[: place.shape[0], : place.shape[1]]
+                valid = chips[chip].valid[core][inside]
+                place[valid] = values[core][inside][valid]
         path = folder / f"{Path(scene.path).stem}.tif"
         tags = {"checkpoint": config.ckpt, "head": name}
         write_class_map(path, classes, scene, chips.names, chips.ids, chips.colours, tags)

@@ -42,7 +42,7 @@ class LabelledChip:
     Attributes:
         reflectance: (C, s, s) float32; 0 where not valid.
         valid: (s, s), True where the pixel is usable; False in padding.
-        labels: (s, s) uint8, classes 0 … C-1; 255 where there is no label or the pixel is not valid.
+        labels: (s, s) uint8, classes 0 … C-1; 255 in the context and where there is no label or no valid pixel.
     """
 
     reflectance: npt.NDArray[np.float32]
@@ -53,16 +53,19 @@ class LabelledChip:
 class LabelledChips:
     """Labelled scenes cut into chips side by side from the upper left, padded where they reach over the border.
 
-    Chips without a pixel that is both valid and labelled are left out. Holds no open file: it may be pickled and
-    forked.
+    With a context, a chip's image goes so many pixels beyond its labels on every side, over its neighbours: a backbone
+    then sees what surrounds each labelled pixel, and every labelled pixel still belongs to one chip. Chips without a
+    pixel that is both valid and labelled are left out. Holds no open file: it may be pickled and forked.
 
     Attributes:
         scenes: As given.
         bands: Names of the channels.
-        chip_size: Pixels of a chip along each axis.
+        chip_size: Labelled pixels of a chip along each axis.
+        context: Pixels around them.
+        side: Pixels of a chip's image along each axis, chip_size + 2 context.
         scene: (N,) number of each chip's scene.
-        row: (N,) first row of each chip in its scene.
-        col: (N,) first column.
+        row: (N,) first labelled row of each chip in its scene.
+        col: (N,) first labelled column.
         class_pixels: (N, C) valid pixels of each chip and class.
         lonlat: (N, 2) longitude and latitude in degrees of the middle of each chip's part within the image; None where
             an image has no CRS.
@@ -70,19 +73,24 @@ class LabelledChips:
         left_out: Number of chips left out.
     """
 
-    def __init__(self, scenes: Sequence[LabelledScene], *, bands: Sequence[str], chip_size: int) -> None:
+    def __init__(
+        self, scenes: Sequence[LabelledScene], *, bands: Sequence[str], chip_size: int, context: int = 0
+    ) -> None:
         """Cut the scenes, reading each once.
 
         Args:
             scenes: Of one call of `pair_labels`.
             bands: Canonical names, in the order of the channels.
             chip_size: In pixels.
+            context: In pixels.
 
         Raises:
             UserError: If a scene has not all the bands, a file cannot be read, or no chip is left.
         """
         if chip_size < 1:
             raise UserError(f"--chip_size {chip_size}: it must be 1 or more")
+        if context < 0:
+            raise UserError(f"--context {context}: it must be 0 or more")
         if not scenes or len({labelled.classes for labelled in scenes}) > 1:
             raise ValueError("scenes must be those of one call of pair_labels")
         for labelled in scenes:
@@ -95,7 +103,7 @@ class LabelledChips:
                     )
         self.scenes = tuple(scenes)
         self.bands = tuple(bands)
-        self.chip_size = chip_size
+        self.chip_size, self.context, self.side = chip_size, context, chip_size + 2 * context
         self._fingerprint = self._of_files()  # before the pixels are read: what changes meanwhile shows next time
         windows: list[tuple[int, int, int]] = []
         counted: list[npt.NDArray[np.int64]] = []
@@ -132,20 +140,24 @@ class LabelledChips:
             UnreadableError: If a file cannot be read; the message names file and window.
         """
         number, row, col = int(self.scene[i]), int(self.row[i]), int(self.col[i])
-        scene, size = self.scenes[number].scene, self.chip_size
-        labels = self._labels(number, row, col)
-        height, width = labels.shape
-        dn, inside = read_window(scene, self.bands, row, col, height, width)
-        reflectance = np.zeros((len(self.bands), size, size), np.float32)
-        part = reflectance[:, :height, :width]
+        scene, side, context = self.scenes[number].scene, self.side, self.context
+        top, left = row - context, col - context  # of the image; less than 0 where it reaches over the scene's border
+        above, before = max(0, -top), max(0, -left)
+        height, width = min(side, scene.height - top) - above, min(side, scene.width - left) - before
+        dn, inside = read_window(scene, self.bands, top + above, left + before, height, width)
+        place = np.s_[above : above + height, before : before + width]
+        reflectance = np.zeros((len(self.bands), side, side), np.float32)
+        part = reflectance[:, *place]
         np.copyto(part, dn, where=inside, casting="unsafe")
         np.add(part, np.float32(scene.offset), out=part, where=inside)
         part *= np.float32(scene.scale)
-        valid = np.zeros((size, size), np.bool_)
-        valid[:height, :width] = inside
-        padded = np.full((size, size), IGNORED, np.uint8)
-        np.copyto(padded[:height, :width], labels, where=inside)
-        return LabelledChip(reflectance, valid, padded)
+        valid = np.zeros((side, side), np.bool_)
+        valid[place] = inside
+        known = self._labels(number, row, col)
+        labels = np.full((side, side), IGNORED, np.uint8)
+        core = np.s_[context : context + known.shape[0], context : context + known.shape[1]]
+        np.copyto(labels[core], known, where=valid[core])
+        return LabelledChip(reflectance, valid, labels)
 
     @property
     def ids(self) -> tuple[int, ...]:
@@ -173,8 +185,10 @@ class LabelledChips:
         order = np.argsort(-pixels, kind="stable")
         shares = ", ".join(f"{self.names[k]} {pixels[k] / pixels.sum():.1%}" for k in order[:_MAX_SAID])
         more = ", …" if len(order) > _MAX_SAID else ""
+        around = f" and {self.context} around them" if self.context else ""
         said = [
-            f"{len(self)} chips of {size}×{size} pixels from {len(scenes)} images, {len(order)} classes: {shares}{more}"
+            f"{len(self)} chips of {size}×{size} pixels{around} from {len(scenes)} images, {len(order)} classes: "
+            f"{shares}{more}"
         ]
         if self.left_out:
             said.append(f"left out {self.left_out} chips without a pixel that is valid and labelled")
@@ -265,7 +279,7 @@ class LabelledChips:
         return lonlat, size_m
 
     def _of_files(self) -> str:
-        digest = hashlib.sha256(json.dumps([self.bands, self.chip_size]).encode())
+        digest = hashlib.sha256(json.dumps([self.bands, self.chip_size, self.context]).encode())
         for labelled in self.scenes:
             digest.update(json.dumps(asdict(labelled)).encode())
             for file in sorted({source.file for source in labelled.scene.sources} | {labelled.labels}):

@@ -107,6 +107,33 @@ def test_chips_tile_the_image_and_pad_its_border(world: tuple[Path, np.ndarray, 
         chips[4]
 
 
+@settings(max_examples=25, deadline=None)
+@given(height=st.integers(1, 40), width=st.integers(1, 40), size=st.integers(1, 41), context=st.integers(1, 30))
+def test_context_is_what_lies_around_a_chip_and_has_no_labels(
+    tmp_path_factory: pytest.TempPathFactory, height: int, width: int, size: int, context: int
+) -> None:
+    folder = tmp_path_factory.mktemp("context")
+    dn = np.arange(1, height * width + 1, dtype=np.uint16).reshape(1, height, width)
+    write_geotiff(folder / "a.tif", dn, crs=CRS, transform=GRID, descriptions=["B02"])
+    write_labels(folder / "a_label.tif", random_labels((height, width), (3, 5), seed=height * width))
+    pairs = pair_labels([folder / "a.tif"], folder / "a_label.tif")
+    plain = LabelledChips(pairs, bands=["B02"], chip_size=size)
+    wide = LabelledChips(pairs, bands=["B02"], chip_size=size, context=context)
+    assert len(wide) == len(plain)
+    assert wide.side == size + 2 * context
+    assert wide.fingerprint() != plain.fingerprint()
+    np.testing.assert_array_equal(wide.class_pixels, plain.class_pixels)
+    scene = np.pad(dn[0], context + size) / 10_000  # 0 beyond the scene
+    for i in range(len(wide)):
+        chip, row, col = wide[i], int(wide.row[i]) + size, int(wide.col[i]) + size
+        around = scene[row : row + wide.side, col : col + wide.side]
+        np.testing.assert_allclose(chip.reflectance[0], around, rtol=1e-6)
+        np.testing.assert_array_equal(chip.valid, around > 0)
+        expected = np.full_like(chip.labels, 255)
+        expected[context : context + size, context : context + size] = plain[i].labels
+        np.testing.assert_array_equal(chip.labels, expected)
+
+
 def test_an_image_smaller_than_a_chip_is_one_padded_chip(world: tuple[Path, np.ndarray, np.ndarray]) -> None:
     folder, _, _ = world
     chips = LabelledChips(pair_labels([folder / "images"], folder / "labels"), bands=BANDS, chip_size=100)
