@@ -410,6 +410,8 @@ class ProbeConfig:
     """side of a chip in pixels; default: the checkpoint's"""
     context: int = 0
     """pixels around each chip that the backbone sees too: better features along its edges, for more time"""
+    pixels: bool = False
+    """let the linear probe read each pixel's own bands, logs and indices beside the layers: for fine structures"""
     split: SplitConfig = field(default_factory=SplitConfig)
     data: ImageConfig = field(default_factory=ImageConfig)
     cache: str = "~/.cache/ssl_geo"

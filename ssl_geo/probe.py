@@ -29,12 +29,12 @@ from ssl_geo.imagery.maps import write_class_map
 from ssl_geo.imagery.quickcheck import check_labelled
 from ssl_geo.imagery.sample import ensure_sample
 from ssl_geo.imagery.sensors import DEFAULT_BANDS
-from ssl_geo.probing.features import FeatureExtractor, auto_layers, list_layers
+from ssl_geo.probing.features import Extractor, FeatureExtractor, auto_layers, list_layers
 from ssl_geo.probing.fit import Fitted, Recipe, class_weights, predict, train_heads
 from ssl_geo.probing.footprints import Footprints, box_on_earth
 from ssl_geo.probing.heads import HEADS, build_head
 from ssl_geo.probing.pace import Laps, measure_pace
-from ssl_geo.probing.pixels import fit_linear_on_layers
+from ssl_geo.probing.pixels import PIXELS, BesidePixels, fit_linear_on_layers
 from ssl_geo.probing.report import ModelResult, ProbeReport, write_report
 from ssl_geo.probing.results import append_result, result_row
 from ssl_geo.probing.rivals import RivalChip, score_rivals
@@ -107,13 +107,16 @@ def main(config: ProbeConfig) -> int:
         prefix: FeatureExtractor(net.to(device).eval(), layers, input_size=task.chips.side)
         for prefix, net in (("", backbone), (UNTRAINED, untrained(backbone)))
     }
-    folders = {prefix: features_folder(config, extractor, task) for prefix, extractor in extractors.items()}
+    sources: dict[str, FeatureExtractor | BesidePixels] = {
+        prefix: BesidePixels(extractor, task.mean, task.std, task.chips.bands) if config.pixels else extractor
+        for prefix, extractor in extractors.items()
+    }
+    probed = "linear probe @ all layers" + (f" and {PIXELS}" if config.pixels else "")
+    folders = {prefix: features_folder(config, source, task) for prefix, source in sources.items()}
     weights = class_weights(task.chips.class_pixels[train]) if config.class_weights else None
     for line in splits:
         print(line)
-    size = sum(
-        predicted_bytes(extractor, len(task.chips), (task.chips.side,) * 2) for extractor in extractors.values()
-    )
+    size = sum(predicted_bytes(source, len(task.chips), (task.chips.side,) * 2) for source in sources.values())
     expected = expected_seconds(config, task, extractors[""], folders.values(), device)
     parts = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in expected.items())
     print(
@@ -127,7 +130,7 @@ def main(config: ProbeConfig) -> int:
     stores: dict[str, FeatureStore] = {}
     for prefix, extractor in extractors.items():
         stores[prefix] = extract(
-            extractor,
+            sources[prefix],
             task.standardized,
             len(task.chips),
             folders[prefix],
@@ -147,18 +150,17 @@ def main(config: ProbeConfig) -> int:
             results += scored
             candidates += [] if prefix else list(zip(scored, fitted, fitted.values(), strict=True))
         clock.lap("heads")
-        fitted = {
-            "linear probe @ all layers": fit_linear_on_layers(
-                stores[prefix],
-                extractor.names,
-                train,
-                validation,
-                task.num_classes,
-                rows=PIXEL_ROWS,
-                class_weights=None if weights is None else weights.double().numpy(),
-            )
-        }
-        fitted["linear probe @ all layers"].head.to(device)
+        linear = fit_linear_on_layers(
+            stores[prefix],
+            sources[prefix].names,
+            train,
+            validation,
+            task.num_classes,
+            rows=PIXEL_ROWS,
+            class_weights=None if weights is None else weights.double().numpy(),
+        )
+        linear.head.to(device)
+        fitted = {probed: linear}
         scored = score_heads(fitted, stores[prefix], test, config.batch_size, device, prefix=prefix)
         results += scored
         candidates += [] if prefix else list(zip(scored, fitted, fitted.values(), strict=True))
@@ -180,7 +182,7 @@ def main(config: ProbeConfig) -> int:
     ).to_json()
     chosen = [candidate for candidate in candidates if candidate[0].group == report["best"]]
     result, name, item = max(chosen, key=lambda candidate: candidate[0].validation_miou or 0.0)
-    description = describe_head(task, result, name, item, extractors[""], config.ckpt)
+    description = describe_head(task, result, name, item, sources[""], config.ckpt)
     standardizing = {"mean": list(description.mean), "std": list(description.std), "chip_size": description.chip_size}
     save_head(out / "best_head", item.head, description, backbone, {**backbone.description, **standardizing})
     maps = write_maps(out / "maps", task, name, item, stores[""], config, device)
@@ -269,7 +271,7 @@ def footprints(chips: LabelledChips) -> Footprints:
     return Footprints.in_plane([str(number) for number in chips.scene], bounds, unit="pixels")
 
 
-def features_folder(config: ProbeConfig, extractor: FeatureExtractor, task: Task) -> Path:
+def features_folder(config: ProbeConfig, extractor: FeatureExtractor | BesidePixels, task: Task) -> Path:
     """Where the features lie: named by all that decides what they are."""
     key = store_key(
         {
@@ -333,7 +335,7 @@ def expected_seconds(
 
 
 def describe_head(
-    task: Task, result: ModelResult, name: str, item: Fitted, extractor: FeatureExtractor, checkpoint: str
+    task: Task, result: ModelResult, name: str, item: Fitted, extractor: Extractor, checkpoint: str
 ) -> HeadDescription:
     """What using the chosen head takes, and where it comes from."""
     chips = task.chips

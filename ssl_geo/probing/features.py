@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Protocol, Self, TypeVar
 
 import torch
 from timm.layers import get_notrace_functions, get_notrace_modules
@@ -27,7 +27,7 @@ from ssl_geo.errors import UserError
 from ssl_geo.probing.geometry import channel_axis, declared, first_tensor, input_channels, input_sizes, token_grid
 from ssl_geo.probing.layers import Layer, Way, auto_layers, feature_info, find_layers, list_layers
 
-__all__ = ["FeatureExtractor", "Layer", "auto_layers", "list_layers", "node_names"]
+__all__ = ["Extractor", "FeatureExtractor", "Layer", "auto_layers", "list_layers", "node_names"]
 
 _T = TypeVar("_T")
 
@@ -40,6 +40,19 @@ def node_names(model: nn.Module) -> tuple[list[str], list[str]]:
     """
     train, evaluation = _trace(model, get_graph_node_names)
     return list(train), list(evaluation)
+
+
+class Extractor(Protocol):
+    """What gives features of some layers: `FeatureExtractor`, or one with more layers beside a model's own."""
+
+    model: nn.Module
+    names: list[str]
+    channels: list[int]
+    reduction: list[int]
+
+    def as_list(self, images: Tensor) -> list[Tensor]:
+        """Features (B, D, h, w) of images (B, C, H, W), in the order of `names`."""
+        ...
 
 
 class FeatureExtractor(nn.Module):

@@ -10,12 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ssl_geo.probing.baselines import feature_names, pixel_features
+from ssl_geo.probing.features import FeatureExtractor
 from ssl_geo.probing.fit import Fitted
 from ssl_geo.probing.heads import resize
 from ssl_geo.probing.linear import fit_linear
 from ssl_geo.probing.store import FeatureStore
 
 IGNORE = 255
+PIXELS = "pixels"  # the name of the layer that is none of the backbone's
 Floats = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.uint8]
 
@@ -81,6 +84,43 @@ def stored_rows(
         features.append(torch.cat(sampled).T.numpy())
         classes.append(labels.ravel()[places])
     return np.concatenate(features), np.concatenate(classes)
+
+
+class BesidePixels(nn.Module):
+    """An extractor with one more layer, at full resolution: the bands, logs and indices of each pixel.
+
+    Layers of a stride of 2 and more blur what one pixel tells; a classifier that reads both loses to neither by much.
+
+    Attributes:
+        model, names, channels, reduction: As of the extractor, with `PIXELS` as the last layer.
+
+    Args:
+        extractor: Of a backbone's layers.
+        mean: (C,) reflectance that images are standardized with.
+        std: (C,).
+        bands: Names of the channels.
+    """
+
+    def __init__(
+        self, extractor: FeatureExtractor, mean: npt.ArrayLike, std: npt.ArrayLike, bands: Sequence[str]
+    ) -> None:
+        super().__init__()
+        self.model, self._extractor, self._bands = extractor.model, extractor, tuple(bands)
+        self._mean, self._std = (np.asarray(values, np.float32)[:, None, None, None] for values in (mean, std))
+        self.names = [*extractor.names, PIXELS]
+        self.layers = [*extractor.layers, PIXELS]
+        self.channels = [*extractor.channels, len(feature_names(bands))]
+        self.reduction = [*extractor.reduction, 1]
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Features (B, D, h, w) of standardized images (B, C, H, W) by name; pixels without data have the mean."""
+        reflectance = images.detach().float().cpu().numpy().swapaxes(0, 1) * self._std + self._mean
+        pixels = torch.from_numpy(pixel_features(reflectance, self._bands)).transpose(0, 1)
+        return {**self._extractor(images), PIXELS: pixels.to(images.device)}
+
+    def as_list(self, images: Tensor) -> list[Tensor]:
+        """The features as a list, in the order of `names`."""
+        return list(self(images).values())
 
 
 class LinearOnLayers(nn.Module):

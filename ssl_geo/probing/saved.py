@@ -25,7 +25,7 @@ from ssl_geo.errors import UserError
 from ssl_geo.files import written_whole
 from ssl_geo.probing.features import FeatureExtractor
 from ssl_geo.probing.heads import HEADS, build_head
-from ssl_geo.probing.pixels import LinearOnLayers
+from ssl_geo.probing.pixels import PIXELS, BesidePixels, LinearOnLayers
 from ssl_geo.weights import read_tensors
 
 FORMAT = 1
@@ -141,7 +141,7 @@ class SavedHead:
 
     description: HeadDescription
     backbone: nn.Module
-    extractor: FeatureExtractor
+    extractor: FeatureExtractor | BesidePixels
     head: nn.Module
 
     def probabilities(self, images: Tensor) -> Tensor:
@@ -215,7 +215,11 @@ def load_head(folder: Path) -> SavedHead:
     """
     description = read_description(folder)
     backbone = load_backbone(folder)
-    extractor = FeatureExtractor(backbone, description.layers, input_size=description.chip_size)
+    layers = [layer for layer in description.layers if layer != PIXELS]
+    own = FeatureExtractor(backbone, layers, input_size=description.chip_size)
+    extractor: FeatureExtractor | BesidePixels = own
+    if len(layers) < len(description.layers):
+        extractor = BesidePixels(own, description.mean, description.std, description.bands)
     found = (tuple(extractor.channels), tuple(extractor.reduction))
     if found != (description.channels, description.reduction):
         raise UserError(

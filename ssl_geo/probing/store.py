@@ -23,7 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ssl_geo.errors import UserError
-from ssl_geo.probing.features import FeatureExtractor
+from ssl_geo.probing.features import Extractor
 
 FLOAT16_MAX = float(np.finfo(np.float16).max)
 
@@ -65,7 +65,7 @@ def store_key(parts: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:20]
 
 
-def predicted_bytes(extractor: FeatureExtractor, chips: int, size: tuple[int, int]) -> int:
+def predicted_bytes(extractor: Extractor, chips: int, size: tuple[int, int]) -> int:
     """Size of a store in bytes, before anything is computed."""
     places = [-(-size[0] // r) * -(-size[1] // r) for r in extractor.reduction]
     features = sum(2 * d * p for d, p in zip(extractor.channels, places, strict=True))
@@ -78,7 +78,7 @@ def stored_chips(folder: Path) -> int:
 
 
 def extract(
-    extractor: FeatureExtractor,
+    extractor: Extractor,
     read_chip: ReadChip,
     chips: int,
     folder: Path,
@@ -136,7 +136,7 @@ def open_stored(path: Path, mode: Literal["r", "r+"] | None = None) -> npt.NDArr
 
 @torch.no_grad()
 def _fill(
-    extractor: FeatureExtractor,
+    extractor: Extractor,
     read_chip: ReadChip,
     chips: int,
     folder: Path,
