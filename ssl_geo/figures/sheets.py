@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from ssl_geo.figures.composites import COMPOSITES, Floats, Image, Valid, composite, default_composite, limits
-from ssl_geo.figures.feature_maps import cosine_similarity, kmeans_segments, nearest_chips, pca_basis
+from ssl_geo.figures.feature_maps import cosine_similarity, kmeans_segments, nearest_chips, pca_basis, valid_share
 from ssl_geo.figures.style import (
     DIVERGING,
     FAINT,
@@ -184,7 +184,7 @@ def pca_sheet(
     """
     bases = {name: pca_basis(features) for name, features in layers.items()}
     rows = [
-        [image, *(bases[name].colours(features[number]) for name, features in layers.items())]
+        [image, *(_over(image, bases[name].colours(features[number])) for name, features in layers.items())]
         for number, image in enumerate(images)
     ]
     return image_sheet(rows, column_titles=["image", *layers], side=side)
@@ -212,7 +212,10 @@ def similarity_sheet(
     rows = [
         [
             images[asked],
-            *(paint((cosine_similarity(one, places[asked], features[asked]) + 1) / 2) for one in features),
+            *(
+                _over(image, paint((cosine_similarity(one, places[asked], features[asked]) + 1) / 2))
+                for image, one in zip(images, features, strict=True)
+            ),
         ]
         for asked in range(len(images))
     ]
@@ -263,7 +266,7 @@ def segment_sheet(
     """
     colours = np.array([mpl.colors.to_rgb(colour) for colour in (*PALETTE, "#f0e442", INK, NODATA, "#ffffff")])
     groups = kmeans_segments(features, clusters, seed)
-    shown = [colours[group] for group in groups]
+    shown = [_over(image, colours[group]) for image, group in zip(images, groups, strict=True)]
     return image_sheet([list(images), shown], row_titles=["image", f"{clusters} groups"], side=side)
 
 
@@ -327,7 +330,7 @@ def class_sheet(
     seen = np.unique(np.concatenate([np.ravel(part) for part in (*labels, *predictions)]))
     legend = [(names[k], mpl.colors.to_hex(table[k])) for k in seen if k < len(names)]
     titles = ["image", "label", "prediction", "error"]
-    legend = [*legend, ("wrong", WRONG), ("no label", NODATA)]
+    legend = [*legend, ("right", RIGHT), ("wrong", WRONG), ("no label", NODATA)]
     return image_sheet(rows, column_titles=titles, row_titles=row_titles, legend=legend, side=side)
 
 
@@ -338,6 +341,12 @@ def _on_grey(image: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
     opacity = image[..., 3:]
     blended: npt.NDArray[np.floating] = image[..., :3] * opacity + np.array(mpl.colors.to_rgb(NODATA)) * (1 - opacity)
     return blended
+
+
+def _over(image: npt.NDArray[np.floating], places: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
+    """(h, w, 4) colours of places, transparent where the image has no valid pixel: nothing is to be seen there."""
+    height, width = places.shape[:2]
+    return np.dstack([places[..., :3], valid_share(_seen(image), (height, width)) > 0])
 
 
 def _seen(image: npt.NDArray[np.floating]) -> Valid:
