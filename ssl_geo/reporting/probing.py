@@ -259,9 +259,5 @@ def _number(value: float | None, sign: str = "") -> str:
 
 
 def _score(score: Json, sign: str = "") -> str:
-    bounds = (
-        f" [{_number(score['low'], sign)},\N{NO-BREAK SPACE}{_number(score['high'], sign)}]"
-        if score["low"] is not None
-        else ""
-    )
-    return _number(score["value"], sign) + bounds
+    number, low, high = (_number(score[key], sign) for key in ("value", "low", "high"))
+    return number if score["low"] is None else f"{number} [{low},\N{NO-BREAK SPACE}{high}]"
