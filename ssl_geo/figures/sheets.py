@@ -60,6 +60,7 @@ def image_sheet(
     lines = -(-len(legend) // max(1, round(columns * side / 1.5)))
     height = len(rows) * (tall + (0.2 if titles else 0.06)) + (0.25 if column_titles else 0) + 0.2 * lines + 0.1
     figure, axes = new_figure(columns * side + (0.3 if row_titles else 0.05), height, len(rows), columns)
+    figure.set_layout_engine("compressed")  # pictures keep their shape: no more room between them than asked for
     for y, row in enumerate(axes):
         for x, place in enumerate(row):
             place.set(xticks=[], yticks=[])
@@ -75,7 +76,7 @@ def image_sheet(
                 continue
             place.imshow(_on_grey(image))
             if titles and y < len(titles) and x < len(titles[y]):
-                place.set_title(titles[y][x], fontsize=8, fontweight="normal", loc="center", pad=2)
+                place.set_title(titles[y][x], fontsize=8, fontweight="normal", loc="center", pad=3)
             if marks and (mark := marks[y][x]) is not None:
                 at = mark[1] * image.shape[1] - 0.5, mark[0] * image.shape[0] - 0.5
                 place.plot(*at, "o", markersize=7, markerfacecolor="none", markeredgecolor="black", markeredgewidth=3)

@@ -122,21 +122,20 @@ def _models(report: Json, best: Json) -> Section:
     rows = [
         [
             group["name"],
-            "—" if group["parameters"] is None else f"{group['parameters']:,}",
             _score(group["scores"]["miou"]),
             *(_score(gain, "+") if gain else "—" for gain in group["gains"].values()),
-            *(_number(group["scores"][key]["value"]) for key in ("overall_accuracy", "macro_f1")),
+            _number(group["scores"]["overall_accuracy"]["value"]),
             _number(group["boundary_iou"]),
         ]
         for group in groups
     ]
-    header = ["model", "parameters", "mIoU", "over pixels", "over untrained"]
+    header = ["model", "mIoU", "over pixels", "over untrained", "accuracy", "boundary IoU"]
     return Section(
         "Models and baselines",
         "Every model on the same test blocks. The one in bold was chosen on validation chips, which are none of these; "
         "a gain whose interval holds 0 is no evidence.",
         [Picture(chart, "mIoU with its 95 % interval over spatial blocks of the test split.", wide=True)],
-        [Table([*header, "accuracy", "macro F1", "boundary IoU"], rows, strong=best["name"])],
+        [Table(header, rows, strong=best["name"])],
     )
 
 
@@ -205,6 +204,7 @@ def _features(chips: ProbeChips) -> Section:
             Picture(
                 figures.pca_sheet(images, {"features": chips.features}),
                 "The three main components as red, green and blue: equal colours are equal features, in all chips.",
+                wide=True,
             ),
             Picture(
                 figures.similarity_sheet(images, chips.features, asked),
