@@ -331,7 +331,7 @@ def class_sheet(
     seen = np.unique(np.concatenate([np.ravel(part) for part in (*labels, *predictions)]))
     legend = [(names[k], mpl.colors.to_hex(table[k])) for k in seen if k < len(names)]
     titles = ["image", "label", "prediction", "error"]
-    legend = [*legend, ("right", RIGHT), ("wrong", WRONG), ("no label", NODATA)]
+    legend += [("right", RIGHT), ("wrong", WRONG), *([("no label", NODATA)] if IGNORED in seen else [])]
     return image_sheet(rows, column_titles=titles, row_titles=row_titles, legend=legend, side=side)
 
 
