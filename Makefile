@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test notebooks lint format bench soak docs fuzz
+.PHONY: demo test notebooks lint format bench soak docs pictures fuzz
 .DEFAULT_GOAL := test
 
 $(READY): pyproject.toml constraints.txt
@@ -41,6 +41,10 @@ lint: $(READY)
 
 docs: $(READY)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
+# After `make demo`: the pictures of README and site.
+pictures: $(READY)
+	$(BIN)/python docs/pictures.py runs/demo runs/demo-probe
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 import ssl_geo
 from ssl_geo.backbones import load_backbone, untrained
+from ssl_geo.figures import readable_layer
 from ssl_geo.imagery.labelled import LabelledChips, pair_labels
 from ssl_geo.imagery.maps import write_class_map
 from ssl_geo.imagery.quickcheck import check_labelled
@@ -410,7 +411,7 @@ def shown_chips(
     bounds = None
     if chips.lonlat is not None and chips.size_m is not None:
         bounds = box_on_earth(chips.lonlat, chips.size_m)
-    layer = item.layers[0]  # the deepest
+    layer = readable_layer({name: store.layers[name] for name in item.layers[::-1]})
     splits = np.full(len(chips), "left out")
     for split in ("train", "val", "test"):
         splits[task.split.chips(split)] = split

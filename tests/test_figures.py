@@ -4,6 +4,7 @@ import io
 import re
 import xml.etree.ElementTree as ET
 
+import matplotlib as mpl
 import matplotlib.image
 import numpy as np
 import pytest
@@ -185,6 +186,39 @@ def test_every_chart_draws_what_it_was_given():
     models = figures.model_chart(["one", "two"], [0.5, 0.4], [0.4, None], [0.6, None], ["head", "baseline"])
     for figure in (bars, models, figures.footprints_map(bounds, ["train", "test"])):
         assert_drawn(figure)
+
+
+def test_places_without_a_pixel_are_not_asked_for_and_grey():
+    valid = RNG.random((22, 17)) > 0.4
+    valid[:9] = False
+    share = figures.valid_share(valid, (5, 4))
+    for row, column in np.ndindex(5, 4):
+        behind = [valid[y, x] for y in range(22) for x in range(17) if (y * 5 // 22, x * 4 // 17) == (row, column)]
+        assert share[row, column] == pytest.approx(np.mean(behind))
+    row, column = figures.central_place(valid, (5, 4))
+    assert share[row, column] == share.max()
+    assert figures.central_place(np.ones((64, 64), np.bool_), (8, 8)) in {(3, 3), (3, 4), (4, 3), (4, 4)}
+    image = np.concatenate([np.zeros((*valid.shape, 3)), valid[..., None]], axis=2)
+    sheet = figures.pca_sheet([image], {"layer": RNG.normal(size=(1, 6, 5, 4))})
+    shown = sheet.axes[1].images[0].get_array()
+    np.testing.assert_allclose(shown[0], np.broadcast_to(mpl.colors.to_rgb("#9aa3ab"), (4, 3)), atol=1e-6)
+    assert np.ptp(shown[2:], axis=(0, 1)).max() > 0.1
+
+
+def test_the_layer_shown_is_the_deepest_that_still_is_a_map():
+    sides = {"stem": 32, "first": 16, "second": 8, "third": 4}
+    layers = {name: np.zeros((1, 2, side, side)) for name, side in sides.items()}
+    assert figures.readable_layer(layers) == "second"
+    assert figures.readable_layer({name: layers[name] for name in ("second", "third")}, least=9) == "second"
+
+
+def test_curves_of_a_run_share_their_axis_and_stay_inside():
+    log = [{"step": s, "loss": 2.0, "effective_rank": 180.0 - s if s in (20, 40) else None} for s in range(10, 41, 10)]
+    loss, rank = (figure.axes[0] for figure in figures.training_curves(log).values())
+    assert loss.get_xlim() == rank.get_xlim()
+    for axes in (loss, rank):
+        assert axes.get_ylim()[0] == 0
+        assert axes.get_ylim()[1] > 1.05 * np.nanmax(axes.lines[0].get_ydata())
 
 
 def test_training_curves_join_what_is_logged_seldom():

@@ -239,6 +239,7 @@ def test_real_scenes(head, shared_data, tmp_path, name):
         assert (dataset.crs, dataset.transform, dataset.shape) == (over.crs, over.transform, over.shape)
         bands = over.read([TWELVE.index(band) + 1 for band in BANDS])
         np.testing.assert_array_equal(dataset.read(1) == 255, ~bands.any(axis=0))
+        assert dataset.nodata == 255
         assert len(dataset.overviews(1)) >= 1
         assert dataset.colormap(1)[2][:3] == (0, 0, 255)
 

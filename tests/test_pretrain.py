@@ -80,7 +80,7 @@ def same_tensors(a: dict, b: dict) -> bool:
     )
 
 
-def test_a_run_leaves_what_the_readme_says(tmp_path, arguments):
+def test_a_run_leaves_what_the_readme_says(tmp_path, arguments, seen_page):
     log = pretrain(tmp_path / "run", arguments, *VIT, "--steps", "4")
     assert [line["step"] for line in log] == [1, 2, 3, 4]
     assert {"loss", "lr", "samples_per_s", "data_wait", "teacher_entropy", "ln_k"} <= log[0].keys()
@@ -95,6 +95,12 @@ def test_a_run_leaves_what_the_readme_says(tmp_path, arguments):
     assert checkpoint["step"] == 4
     assert checkpoint["backbone_description"]["bands"] == ["B02", "B03", "B04", "B08", "B11"]
     assert checkpoint["config"]["steps"] == 4
+    page = seen_page((tmp_path / "run" / "report.html").read_text())
+    assert page.fetched == []
+    sections = ("How it went", "Views that were fed", "What the backbone sees", "Chips alike", "What data went in")
+    assert page.headings == [*sections, "Settings"]
+    for words in ("ln K", "Reflectance", "main components", "Cosine", "k-means", "class token", "Nearest", "chips lie"):
+        assert any(words in caption for caption in page.captions), words
 
 
 def test_plain_timm_in_a_fresh_interpreter_gives_the_same_embedding(tmp_path, arguments):

@@ -56,7 +56,7 @@ def arguments(world, tmp_path, *more):
     )
 
 
-def test_a_probe_leaves_report_and_maps_on_the_grid_of_the_image(world, tmp_path, capsys):
+def test_a_probe_leaves_report_and_maps_on_the_grid_of_the_image(world, tmp_path, capsys, seen_page):
     assert main(arguments(world, tmp_path)) == 0
     said = capsys.readouterr().out
     assert "over pixels" in said
@@ -67,6 +67,20 @@ def test_a_probe_leaves_report_and_maps_on_the_grid_of_the_image(world, tmp_path
     assert groups["pixels"]["scores"]["miou"]["value"] > 0.9
     assert (tmp_path / "out" / "report.md").read_text().count("|") > 20
     assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 1
+    page = seen_page((tmp_path / "out" / "report.html").read_text())
+    assert page.fetched == []
+    assert page.headings[:3] == ["Models and baselines", "Classes", "Best and worst chips"]
+    for words in (
+        "mIoU",
+        "IoU of each",
+        "Rows are",
+        "Most right",
+        "Most wrong",
+        "main components",
+        "Cosine",
+        "split lie",
+    ):
+        assert any(words in caption for caption in page.captions), words
     (path,) = (tmp_path / "out" / "maps").iterdir()
     with rasterio.open(path) as dataset:
         assert dataset.crs.to_epsg() == 32632

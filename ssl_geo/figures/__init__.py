@@ -5,7 +5,16 @@ Arrays of an image are (C, H, W), in reflectance where nothing else is said; fea
 
 from ssl_geo.figures.charts import class_bars, confusion_chart, curves, footprints_map, model_chart, training_curves
 from ssl_geo.figures.composites import COMPOSITES, composite, default_composite, limits, stretch
-from ssl_geo.figures.feature_maps import PCABasis, cosine_similarity, kmeans_segments, nearest_chips, pca_basis
+from ssl_geo.figures.feature_maps import (
+    PCABasis,
+    central_place,
+    cosine_similarity,
+    kmeans_segments,
+    nearest_chips,
+    pca_basis,
+    readable_layer,
+    valid_share,
+)
 from ssl_geo.figures.sheets import (
     attention_sheet,
     band_sheet,
@@ -27,6 +36,7 @@ __all__ = [
     "as_svg",
     "attention_sheet",
     "band_sheet",
+    "central_place",
     "class_bars",
     "class_sheet",
     "composite",
@@ -44,10 +54,12 @@ __all__ = [
     "nearest_sheet",
     "pca_basis",
     "pca_sheet",
+    "readable_layer",
     "segment_sheet",
     "similarity_sheet",
     "statistics_chart",
     "stretch",
     "training_curves",
+    "valid_share",
     "view_sheet",
 ]

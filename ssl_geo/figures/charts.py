@@ -101,7 +101,7 @@ def model_chart(
 
 @styled
 def confusion_chart(counts: npt.NDArray[np.integer], names: Sequence[str]) -> Figure:
-    """Confusion matrix: rows are labels, columns predictions; shades and percentages by row, counts below.
+    """Confusion matrix: rows are labels, columns predictions; shades and percentages by row.
 
     Args:
         counts: (C, C) pixels.
@@ -109,7 +109,7 @@ def confusion_chart(counts: npt.NDArray[np.integer], names: Sequence[str]) -> Fi
     """
     total = counts.sum(axis=1, keepdims=True)
     share = np.where(total > 0, counts / np.maximum(total, 1), np.nan)
-    side = 0.62 * len(names) + 1.5
+    side = max(0.47 * len(names), 1.4) + 1.4
     figure, ((place,),) = new_figure(side, side)
     place.imshow(share, cmap="Blues", vmin=0, vmax=1)
     for row, column in np.ndindex(counts.shape):
@@ -119,10 +119,10 @@ def confusion_chart(counts: npt.NDArray[np.integer], names: Sequence[str]) -> Fi
         place.text(
             column,
             row,
-            f"{share[row, column]:.0%}\n{_short(int(counts[row, column]))}",
+            f"{share[row, column]:.0%}",
             ha="center",
             va="center",
-            fontsize=7.5,
+            fontsize=8.5,
             color="white" if dark else "#20262c",
         )
     place.set(xticks=range(len(names)), yticks=range(len(names)), yticklabels=names)
@@ -151,12 +151,15 @@ def curves(title: str, x: npt.ArrayLike, lines: Mapping[str, npt.ArrayLike], *, 
         there = ~np.isnan(array)
         constant = len(lines) > 1 and np.ptp(array[there]) == 0 and there.sum() > 1
         style = {"color": INK, "linestyle": "--", "linewidth": 1} if constant else {"color": next(colour)}
-        place.plot(at[there], array[there], label=name, marker="o" if there.sum() == 1 else None, **style)
+        few = there.sum() < 4 and not constant  # so that they are seen to be points
+        place.plot(at[there], array[there], label=name, marker="o" if few else None, markersize=4, **style)
+        place.update_datalim(np.column_stack([at, at]), updatey=False)  # the same axis in all panels
     place.set(title=title, xlabel=xlabel)
     place.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     place.yaxis.set_major_locator(MaxNLocator(5))
-    if all(np.nanmin(np.asarray(values, np.float64)) >= 0 for values in lines.values()):
-        place.set_ylim(bottom=0)  # a small change is not to look large
+    values = np.concatenate([np.asarray(line, np.float64) for line in lines.values()])
+    if np.nanmin(values) >= 0:
+        place.set_ylim(0, 1.08 * np.nanmax(values) or 1)  # from 0: a small change is not to look large
     if title.startswith("share"):
         place.set_ylim(0, 1)
         place.yaxis.set_major_formatter(PercentFormatter(1))
@@ -234,11 +237,3 @@ def footprints_map(
 
 def _numbers(values: Sequence[Number]) -> npt.NDArray[np.float64]:
     return np.array([np.nan if value is None else value for value in values], np.float64)
-
-
-def _short(count: int) -> str:
-    """1234 as 1.2k."""
-    for factor, unit in ((10**6, "M"), (10**3, "k")):
-        if count >= factor:
-            return f"{count / factor:.3g}{unit}"
-    return str(count)

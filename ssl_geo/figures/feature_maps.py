@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,6 +70,48 @@ def cosine_similarity(features: Array, place: tuple[int, int], query: Array | No
     lengths = np.linalg.norm(features, axis=0) * np.linalg.norm(chosen)
     similar: Floats = np.tensordot(chosen, features.astype(np.float64), 1) / np.maximum(lengths, 1e-12)
     return similar
+
+
+def valid_share(valid: npt.NDArray[np.bool_], shape: tuple[int, int]) -> Floats:
+    """Which share of the pixels behind each place of a coarser grid is valid.
+
+    Args:
+        valid: (H, W).
+        shape: (h, w) of the grid that the same ground is cut into.
+
+    Returns:
+        (h, w) in 0 … 1.
+    """
+    rows, columns = (np.arange(size) * places // size for size, places in zip(valid.shape, shape, strict=True))
+    flat = (rows[:, None] * shape[1] + columns).ravel()
+    pixels = np.bincount(flat, minlength=shape[0] * shape[1])
+    share: Floats = np.bincount(flat, valid.ravel(), len(pixels)) / np.maximum(pixels, 1)
+    return share.reshape(shape)
+
+
+def central_place(valid: npt.NDArray[np.bool_], shape: tuple[int, int]) -> tuple[int, int]:
+    """Row and column of the place nearest the middle, of those with the most valid pixels.
+
+    Args:
+        valid: (H, W).
+        shape: (h, w) of the features' grid.
+    """
+    share = valid_share(valid, shape)
+    places = np.argwhere(share == share.max())
+    row, column = places[np.abs(places - (np.array(shape) - 1) / 2).sum(axis=1).argmin()]
+    return int(row), int(column)
+
+
+def readable_layer(layers: Mapping[str, Array], least: int = 8) -> str:
+    """The deepest layer whose grid still shows where things are, the finest one where no grid does.
+
+    Args:
+        layers: Features (N, D, h, w) by layer, from the first to the last.
+        least: Places a side.
+    """
+    sides = {name: min(features.shape[2:]) for name, features in layers.items()}
+    deepest = [name for name, side in sides.items() if side >= least][-1:]
+    return deepest[0] if deepest else max(sides, key=lambda name: sides[name])
 
 
 def kmeans_segments(features: Array, clusters: int, seed: int = 0) -> npt.NDArray[np.int64]:

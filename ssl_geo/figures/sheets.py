@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from ssl_geo.figures.composites import COMPOSITES, Floats, Image, Valid, composite, default_composite, limits
-from ssl_geo.figures.feature_maps import cosine_similarity, kmeans_segments, nearest_chips, pca_basis
+from ssl_geo.figures.feature_maps import cosine_similarity, kmeans_segments, nearest_chips, pca_basis, valid_share
 from ssl_geo.figures.style import (
     DIVERGING,
     FAINT,
@@ -60,6 +60,7 @@ def image_sheet(
     lines = -(-len(legend) // max(1, round(columns * side / 1.5)))
     height = len(rows) * (tall + (0.2 if titles else 0.06)) + (0.25 if column_titles else 0) + 0.2 * lines + 0.1
     figure, axes = new_figure(columns * side + (0.3 if row_titles else 0.05), height, len(rows), columns)
+    figure.set_layout_engine("compressed")  # pictures keep their shape: no more room between them than asked for
     for y, row in enumerate(axes):
         for x, place in enumerate(row):
             place.set(xticks=[], yticks=[])
@@ -75,7 +76,7 @@ def image_sheet(
                 continue
             place.imshow(_on_grey(image))
             if titles and y < len(titles) and x < len(titles[y]):
-                place.set_title(titles[y][x], fontsize=8, fontweight="normal", loc="center", pad=2)
+                place.set_title(titles[y][x], fontsize=8, fontweight="normal", loc="center", pad=3)
             if marks and (mark := marks[y][x]) is not None:
                 at = mark[1] * image.shape[1] - 0.5, mark[0] * image.shape[0] - 0.5
                 place.plot(*at, "o", markersize=7, markerfacecolor="none", markeredgecolor="black", markeredgewidth=3)
@@ -184,7 +185,7 @@ def pca_sheet(
     """
     bases = {name: pca_basis(features) for name, features in layers.items()}
     rows = [
-        [image, *(bases[name].colours(features[number]) for name, features in layers.items())]
+        [image, *(_over(image, bases[name].colours(features[number])) for name, features in layers.items())]
         for number, image in enumerate(images)
     ]
     return image_sheet(rows, column_titles=["image", *layers], side=side)
@@ -212,7 +213,10 @@ def similarity_sheet(
     rows = [
         [
             images[asked],
-            *(paint((cosine_similarity(one, places[asked], features[asked]) + 1) / 2) for one in features),
+            *(
+                _over(image, paint((cosine_similarity(one, places[asked], features[asked]) + 1) / 2))
+                for image, one in zip(images, features, strict=True)
+            ),
         ]
         for asked in range(len(images))
     ]
@@ -263,7 +267,7 @@ def segment_sheet(
     """
     colours = np.array([mpl.colors.to_rgb(colour) for colour in (*PALETTE, "#f0e442", INK, NODATA, "#ffffff")])
     groups = kmeans_segments(features, clusters, seed)
-    shown = [colours[group] for group in groups]
+    shown = [_over(image, colours[group]) for image, group in zip(images, groups, strict=True)]
     return image_sheet([list(images), shown], row_titles=["image", f"{clusters} groups"], side=side)
 
 
@@ -327,7 +331,7 @@ def class_sheet(
     seen = np.unique(np.concatenate([np.ravel(part) for part in (*labels, *predictions)]))
     legend = [(names[k], mpl.colors.to_hex(table[k])) for k in seen if k < len(names)]
     titles = ["image", "label", "prediction", "error"]
-    legend = [*legend, ("wrong", WRONG), ("no label", NODATA)]
+    legend += [("right", RIGHT), ("wrong", WRONG), *([("no label", NODATA)] if IGNORED in seen else [])]
     return image_sheet(rows, column_titles=titles, row_titles=row_titles, legend=legend, side=side)
 
 
@@ -338,6 +342,12 @@ def _on_grey(image: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
     opacity = image[..., 3:]
     blended: npt.NDArray[np.floating] = image[..., :3] * opacity + np.array(mpl.colors.to_rgb(NODATA)) * (1 - opacity)
     return blended
+
+
+def _over(image: npt.NDArray[np.floating], places: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
+    """(h, w, 4) colours of places, transparent where the image has no valid pixel: nothing is to be seen there."""
+    height, width = places.shape[:2]
+    return np.dstack([places[..., :3], valid_share(_seen(image), (height, width)) > 0])
 
 
 def _seen(image: npt.NDArray[np.floating]) -> Valid:

@@ -91,7 +91,8 @@ def as_svg(figure: Figure) -> str:
     """
     written = io.StringIO()
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "ssl_geo"}):
-        figure.savefig(written, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        kept = {"Date": None, "Creator": None}
+        figure.savefig(written, format="svg", transparent=True, bbox_inches="tight", pad_inches=0.02, metadata=kept)
     svg = written.getvalue()
     svg = svg[svg.index("<svg") :].replace(INK, "currentColor").replace(FAINT, "var(--line)")
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)

@@ -130,23 +130,26 @@ def _fed(run: RunMaterial) -> Section:
 
 
 def _features(run: RunMaterial, shown: Images) -> Section:
-    last = list(run.layers)[-1]
-    features, count = run.layers[last], len(run.layers[last])
+    layer = figures.readable_layer(run.layers)
+    features, count = run.layers[layer], len(run.layers[layer])
     height, width = features.shape[2:]
+    asked = [figures.central_place(valid, (height, width)) for valid in run.valid[:count]]
     pictures = [
         Picture(
             figures.pca_sheet(shown[:count], dict(run.layers)),
             "The three main components of each layer's features as red, green and blue, from the first layer to the "
             "last; within a column equal colours are equal features, in all chips.",
+            wide=True,
         ),
         Picture(
-            figures.similarity_sheet(shown[:count], features, [(height // 2, width // 2)] * count),
-            f"Cosine similarity to the ringed place, layer {last}: red is alike, white unrelated, blue opposed.",
+            figures.similarity_sheet(shown[:count], features, asked),
+            f"Cosine similarity to the ringed place, by {layer}: red is alike, white unrelated, blue opposed.",
             wide=True,
         ),
         Picture(
             figures.segment_sheet(shown[:count], features, min(CLUSTERS, count * height * width)),
-            f"k-means on the features of layer {last}: groups that no label was needed for, the same in all chips.",
+            f"k-means on the features of {layer}: groups that no label was needed for, the same in all chips.",
+            wide=True,
         ),
     ]
     if run.attention is not None:
@@ -154,9 +157,11 @@ def _features(run: RunMaterial, shown: Images) -> Section:
             Picture(
                 figures.attention_sheet(shown[:count], run.attention),
                 "Where the class token looks in the last block, from dark (not at all) to bright.",
+                wide=True,
             )
         )
-    return Section("What the backbone sees", f"The teacher's backbone, {height}×{width} places a chip.", pictures)
+    grids = ", ".join(f"{name} {maps.shape[2]}×{maps.shape[3]}" for name, maps in run.layers.items())
+    return Section("What the backbone sees", f"The teacher's features, in places a chip: {grids}.", pictures)
 
 
 def _neighbours(run: RunMaterial, shown: Images) -> Section:
@@ -164,7 +169,9 @@ def _neighbours(run: RunMaterial, shown: Images) -> Section:
     sheet = figures.nearest_sheet(shown, run.embeddings, queries, NEIGHBOURS)
     return Section(
         "Chips alike",
-        pictures=[Picture(sheet, f"Nearest of {len(shown)} chips by the cosine similarity of their embeddings.")],
+        pictures=[
+            Picture(sheet, f"Nearest of {len(shown)} chips by the cosine similarity of their embeddings.", wide=True)
+        ],
     )
 
 

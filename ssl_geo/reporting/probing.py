@@ -122,22 +122,20 @@ def _models(report: Json, best: Json) -> Section:
     rows = [
         [
             group["name"],
-            group["kind"],
-            "—" if group["parameters"] is None else f"{group['parameters']:,}",
             _score(group["scores"]["miou"]),
             *(_score(gain, "+") if gain else "—" for gain in group["gains"].values()),
-            *(_number(group["scores"][key]["value"]) for key in ("overall_accuracy", "macro_f1")),
+            _number(group["scores"]["overall_accuracy"]["value"]),
             _number(group["boundary_iou"]),
         ]
         for group in groups
     ]
-    header = ["model", "kind", "parameters", "mIoU", "over pixels", "over untrained"]
+    header = ["model", "mIoU", "over pixels", "over untrained", "accuracy", "boundary IoU"]
     return Section(
         "Models and baselines",
         "Every model on the same test blocks. The one in bold was chosen on validation chips, which are none of these; "
         "a gain whose interval holds 0 is no evidence.",
         [Picture(chart, "mIoU with its 95 % interval over spatial blocks of the test split.", wide=True)],
-        [Table([*header, "accuracy", "macro F1", "boundary IoU"], rows, strong=best["name"])],
+        [Table(header, rows, strong=best["name"])],
     )
 
 
@@ -163,7 +161,7 @@ def _classes(report: Json, best: Json, names: Sequence[str], colours: Sequence[C
         f"Of {best['name']}{seeds}.",
         [
             Picture(bars, "IoU of each class with its 95 % interval over test blocks."),
-            Picture(matrix, "Rows are labels: what became of the pixels of each class, in shares and counts."),
+            Picture(matrix, "Rows are labels: what share of a class's pixels was taken for which class."),
         ],
         [Table(["class", "test pixels", "IoU", "F1", "precision", "recall", "boundary IoU"], rows)],
     )
@@ -186,7 +184,7 @@ def _maps(chips: ProbeChips, names: Sequence[str]) -> Section:
                 chips.colours,
                 row_titles=[f"{share:.0%} right" for share in right[part]],
             )
-            pictures.append(Picture(sheet, f"{title}, from above: {', '.join(chips.names[part])}."))
+            pictures.append(Picture(sheet, f"{title}, from above: {'; '.join(chips.names[part])}."))
     return Section(
         "Best and worst chips",
         "Test chips by their share of right pixels. In the error maps wrong pixels are orange; pixels without a label "
@@ -198,16 +196,18 @@ def _maps(chips: ProbeChips, names: Sequence[str]) -> Section:
 def _features(chips: ProbeChips) -> Section:
     count, (height, width) = len(chips.features), chips.features.shape[2:]
     images = _composites(chips)[:count]
+    asked = [figures.central_place(valid, (height, width)) for valid in chips.valid[:count]]
     return Section(
         "What the features hold",
-        f"Dense features of layer {chips.layer}, {height}×{width} places a chip, as the heads get them.",
+        f"Dense features of {chips.layer}, {height}×{width} places a chip, as the heads get them.",
         [
             Picture(
                 figures.pca_sheet(images, {"features": chips.features}),
                 "The three main components as red, green and blue: equal colours are equal features, in all chips.",
+                wide=True,
             ),
             Picture(
-                figures.similarity_sheet(images, chips.features, [(height // 2, width // 2)] * count),
+                figures.similarity_sheet(images, chips.features, asked),
                 "Cosine similarity to the ringed place: red is alike, white unrelated, blue opposed.",
                 wide=True,
             ),
@@ -225,11 +225,10 @@ def _composites(chips: ProbeChips) -> list[npt.NDArray[np.float32]]:
 def _data(report: Json, chips: ProbeChips, names: Sequence[str]) -> Section:
     splits = list(dict.fromkeys(["train", "val", "test", *chips.splits]))
     member = np.array(chips.splits)
-    rows = [
-        [split, f"{(member == split).sum():,}", *(f"{n:,}" for n in chips.class_pixels[member == split].sum(axis=0))]
-        for split in splits
-        if (member == split).any()
-    ]
+    parts = {split: member == split for split in splits if (member == split).any()}
+    pixels = [chips.class_pixels[part].sum(axis=0) for part in parts.values()]
+    rows = [["chips", *(f"{part.sum():,}" for part in parts.values())]]
+    rows += [[f"{name}, pixels", *(f"{count[k]:,}" for count in pixels)] for k, name in enumerate(names)]
     pictures = []
     if chips.bounds is not None:
         drawn = figures.footprints_map(chips.bounds, chips.splits)
@@ -237,13 +236,14 @@ def _data(report: Json, chips: ProbeChips, names: Sequence[str]) -> Section:
     return Section(
         "What data went in",
         pictures=pictures,
-        tables=[Table(["split", "chips", *(f"{name}, pixels" for name in names)], rows)],
+        tables=[Table(["", *parts], rows)],
         lines=report["splits"],
     )
 
 
 def _settings(report: Json) -> Section:
-    seconds = [[name, f"{value:.1f}"] for name, value in report["timings"].items()]
+    called = {"expected": "expected beforehand"}
+    seconds = [[called.get(name, name), f"{value:.1f}"] for name, value in report["timings"].items()]
     folded = [(name, json.dumps(report[name], indent=2, ensure_ascii=False)) for name in ("settings", "checkpoint")]
     return Section("Settings", tables=[Table(["part", "seconds"], seconds)], folded=folded)
 
@@ -255,9 +255,9 @@ def _fact(score: Json, what: str, sign: str = "") -> tuple[str, str]:
 
 
 def _number(value: float | None, sign: str = "") -> str:
-    return "—" if value is None else f"{value:{sign}.3f}"
+    return "—" if value is None else f"{value:{sign}.3f}".replace("-", "−")
 
 
 def _score(score: Json, sign: str = "") -> str:
-    bounds = f" [{_number(score['low'], sign)}, {_number(score['high'], sign)}]" if score["low"] is not None else ""
-    return _number(score["value"], sign) + bounds
+    number, low, high = (_number(score[key], sign) for key in ("value", "low", "high"))
+    return number if score["low"] is None else f"{number} [{low},\N{NO-BREAK SPACE}{high}]"
