@@ -15,7 +15,7 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	rm -rf runs/demo runs/demo-probe
 	$(BIN)/python -m ssl_geo.pretrain --out runs/demo
-	$(BIN)/python -m ssl_geo.probe --ckpt runs/demo --out runs/demo-probe --seeds 1 --epochs 5
+	$(BIN)/python -m ssl_geo.probe --ckpt runs/demo --out runs/demo-probe --seeds 1
 	@echo "open runs/demo/report.html and runs/demo-probe/report.html"
 
 test: $(READY)

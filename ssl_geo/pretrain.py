@@ -137,7 +137,7 @@ def prepare(config: PretrainConfig) -> Run:
     recipes = dataclasses.asdict(config.views)
     if recipes.pop("backend") == "auto":
         config.views.backend = "torch" if ranks.device.type == "cuda" else "opencv"
-    global_views, local_views = default_recipes(config.data.chip_size, patch_size, **recipes)
+    global_views, local_views = default_recipes(index.chip_size, patch_size, **recipes)
     crops = MultiCrop(mean, std, global_views=global_views, local_views=local_views)
     changes = resume_changes(config) if config.resume else []
     state = State(config, index, crops, ranks)

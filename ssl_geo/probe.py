@@ -49,6 +49,7 @@ from ssl_geo.training import distributed
 from ssl_geo.views.photometry import standardize_chip
 
 SAMPLE = Path("data/sample")
+SAMPLE_CHIP = 120  # pixels; nine chips a scene, large enough for features to see what surrounds a pixel
 SINGLE_LAYER = ("linear", "patch_linear")  # heads that are trained on each layer by itself; the others on all
 PIXEL_ROWS = 20_000  # training pixels of the linear probe and of the baselines
 PACE_CHIPS = 8
@@ -231,7 +232,7 @@ def labelled_task(config: ProbeConfig, description: Mapping[str, Any]) -> Task:
         ignore=config.ignore,
         **dataclasses.asdict(config.data),
     )
-    size = config.chip_size or description.get("chip_size", 64)
+    size = config.chip_size or (description.get("chip_size", 64) if config.images else SAMPLE_CHIP)
     chips = LabelledChips(scenes, bands=description["bands"], chip_size=size, context=config.context)
     for line in [*chips.report(), *check_labelled(chips)]:
         print(line)

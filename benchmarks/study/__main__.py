@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from torch import nn
 from tqdm import tqdm
 
@@ -34,6 +35,8 @@ from ssl_geo.probing.intervals import bootstrap, paired_difference
 SAMPLE = Path("data/sample")
 UNLABELLED = ("scenes", "bigearthnet", "chips_coastal", "chips_seasonal", "jp2_multires")
 SEEDS = 3  # of random initialization
+PLAIN = ("majority class", "pixels", "random convolutions")
+HEADER = ["model", "mIoU", "accuracy", "over random initialization", "over pixels"]
 CURVE = (0.07, 0.25, 1.0)  # shares of a run at which it is tested
 
 
@@ -107,7 +110,10 @@ def table(run: Path, labelled: LabelledSet) -> list[dict[str, Any]]:
     chosen = sorted({int(np.argmin([abs(step - share * steps[-1]) for step in steps])) for share in CURVE})
     mean, std = standardizing(run, labelled)
     plain = score_plain(labelled, mean, std)
-    counts: dict[str, Blocks] = {name: plain[name] for name in ("majority class", "pixels", "random convolutions")}
+    # Random initialization has the counts of all its seeds; all else counts as often, so that blocks have one size.
+    counts: dict[str, Blocks] = {
+        name: SEEDS * plain[name] for name in ("majority class", "pixels", "random convolutions")
+    }
     whole = backbone_of(run, labelled)
     seeds: list[dict[str, Blocks]] = []
     for seed in tqdm(range(SEEDS), desc=f"{labelled.name}: random initialization", unit="seed"):
@@ -118,37 +124,31 @@ def table(run: Path, labelled: LabelledSet) -> list[dict[str, Any]]:
     for number in tqdm(chosen, desc=f"{labelled.name}: checkpoints", unit="checkpoint"):
         scored = score_backbone(backbone_of(checkpoints[number], labelled), labelled, mean, std)
         for kind, blocks in scored.items():
-            counts[f"DINO, {steps[number] * batch:,} chips, {kind}"] = blocks
+            counts[f"DINO, {steps[number] * batch:,} chips, {kind}"] = SEEDS * blocks
     return [
         {
             "model": name,
             "miou": vars(bootstrap(blocks)),
             "accuracy": float(np.trace(blocks.sum(0)) / blocks.sum()),
-            "over_random": gain(blocks, name, counts, SEEDS),
-            "over_pixels": vars(paired_difference(SEEDS * blocks, SEEDS * counts["pixels"])),
+            "over_random": gain(blocks, name, counts),
+            "over_pixels": vars(paired_difference(blocks, counts["pixels"])),
         }
         for name, blocks in counts.items()
     ]
 
 
-def gain(blocks: Blocks, name: str, counts: dict[str, Blocks], seeds: int) -> dict[str, Any] | None:
+def gain(blocks: Blocks, name: str, counts: dict[str, Blocks]) -> dict[str, Any] | None:
     """Over random initialization with the same inputs; None for what has no such twin."""
     kind = name.rpartition(", ")[2]
     if not name.startswith("DINO"):
         return None
-    return vars(paired_difference(seeds * blocks, counts[f"random initialization, {kind}"]))
+    return vars(paired_difference(blocks, counts[f"random initialization, {kind}"]))
 
 
 def backbone_of(source: Path, labelled: LabelledSet) -> nn.Module:
     """The backbone of a run or checkpoint; its input layer adapted by name where the set has other bands."""
-    backbone: nn.Module = load_backbone(str(source), DEFAULT_BANDS)
-    if labelled.chips.bands == SIX:
-        return adapted(source, labelled)
-    return backbone
-
-
-def adapted(source: Path, labelled: LabelledSet) -> nn.Module:
-    """The backbone for fewer bands than it was trained with."""
+    if labelled.chips.bands == DEFAULT_BANDS:
+        return load_backbone(str(source), DEFAULT_BANDS)
     name, sizes = described(source)["name"], [(labelled.chips.side, labelled.chips.side)]
     return create_backbone(name, len(SIX), sizes, weights=source, bands=SIX)
 
@@ -164,16 +164,18 @@ def standardizing(run: Path, labelled: LabelledSet) -> tuple[Any, Any]:
 def described(source: Path) -> dict[str, Any]:
     """Name of the timm model and chips a step of a run, or of the run of a checkpoint."""
     run = source if source.is_dir() else source.parent.parent
-    lines = (run / "config.yaml").read_text()
-    import yaml
-
-    settings = yaml.safe_load(lines)
+    settings = yaml.safe_load((run / "config.yaml").read_text())
     return {"name": settings["backbone"]["name"], "batch": settings["optim"]["batch_size"]}
 
 
 def markdown(name: str, rows: list[dict[str, Any]]) -> str:
     """A table of a set."""
-    lines = [f"### {name}", "", "| model | mIoU | accuracy | over random initialization | over pixels |", "|---|---|---|---|---|"]
+    lines = [
+        f"### {name}",
+        "",
+        "| model | mIoU | accuracy | over random initialization | over pixels |",
+        "|---|---|---|---|---|",
+    ]
     for row in rows:
         lines.append(
             f"| {row['model']} | {told(row['miou'])} | {row['accuracy']:.3f} | {told(row['over_random'], '+')} "

@@ -79,9 +79,7 @@ def score_plain(labelled: LabelledSet, mean: Floats, std: Floats) -> dict[str, B
     counts: dict[str, list[Blocks]] = {}
     for fold in labelled.folds:
         test = tested(labelled, fold)
-        for result in score_rivals(
-            read, chips.bands, chips.class_pixels, fold.train, fold.validation, test, rows=ROWS
-        ):
+        for result in score_rivals(read, chips.bands, chips.class_pixels, fold.train, fold.validation, test, rows=ROWS):
             counts.setdefault(result.group, []).append(result.blocks)
     return {name: np.concatenate(parts) for name, parts in counts.items()}
 

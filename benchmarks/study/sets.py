@@ -13,7 +13,7 @@ import numpy.typing as npt
 from ssl_geo.imagery.labelled import LabelledChips, pair_labels
 from ssl_geo.imagery.sensors import DEFAULT_BANDS
 
-TWELVE = "B01 B02 B03 B04 B05 B06 B07 B08 B8A B09 B11 B12".split()
+TWELVE = ["B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B11", "B12"]
 SIX = ("B02", "B03", "B04", "B08", "B11", "B12")  # of the cloud scene
 BLOCK = 56  # pixels, of landcover's protocol
 WINDOW = 224  # pixels that the backbone sees at once
