@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test notebooks lint format bench soak docs pictures fuzz
+.PHONY: demo test notebooks lint format bench soak docs pictures fuzz study study-gpu ablation
 .DEFAULT_GOAL := test
 
 $(READY): pyproject.toml constraints.txt
@@ -52,3 +52,14 @@ format: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks
+
+# Does pretraining pay? Under an hour on two cores; docs/learning.md says what came out.
+study: $(READY)
+	$(BIN)/python -m benchmarks.study --steps-real 1000
+
+# Two million chips on one GPU, in blocks of ten minutes: call it until it no longer ends with 75.
+study-gpu: $(READY)
+	$(BIN)/python -m benchmarks.study --only real --out runs/study-gpu --steps-real 31250 --block 540
+
+ablation: $(READY)
+	$(BIN)/python -m benchmarks.study.ablation

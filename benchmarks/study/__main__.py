@@ -1,9 +1,10 @@
 """Does pretraining pay? Two runs without labels, then linear heads on labels that they never saw, by place.
 
-    python -m benchmarks.study [--data ../shared/data] [--out runs/study] [--steps-real N] [--steps-sample N]
+    python -m benchmarks.study [--data ../shared/data] [--out runs/study] [--only real|sample] [--block SECONDS]
 
 Pretrains on the imagery of --data and on the embedded sample at the same time, a core each; a run that is there is
-gone on with or taken as it is. Writes study.json, and study.md with one table a labelled set: counts are those of all
+gone on with or taken as it is. With --block the runs are told to save and stop after so long (exit code 75): the
+same command goes on. Writes study.json, and study.md with one table a labelled set: counts are those of all
 seeds and folds, intervals are bootstrapped over the spatial blocks of the test ground, gains are paired differences.
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -35,6 +37,7 @@ from ssl_geo.probing.intervals import bootstrap, paired_difference
 SAMPLE = Path("data/sample")
 UNLABELLED = ("scenes", "bigearthnet", "chips_coastal", "chips_seasonal", "jp2_multires")
 SEEDS = 3  # of random initialization
+TOLD_TO_STOP = 75  # exit code of a run that was told to stop and has saved
 PLAIN = ("majority class", "pixels", "random convolutions")
 HEADER = ["model", "mIoU", "accuracy", "over random initialization", "over pixels"]
 CURVE = (0.07, 0.25, 1.0)  # shares of a run at which it is tested
@@ -47,13 +50,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/study"))
     parser.add_argument("--steps-real", type=int, default=1400)
     parser.add_argument("--steps-sample", type=int, default=600)
+    parser.add_argument("--block", type=float, help="seconds after which pretraining saves and stops; default: never")
     parser.add_argument("--only", choices=["real", "sample"], help="one of the two halves")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     ensure_sample(SAMPLE)
     halves: dict[str, tuple[list[str], int]] = {
         "real": (imagery(given.data), given.steps_real),
-        "sample": (["--data", str(SAMPLE / "images")], given.steps_sample),
+        "sample": ([], given.steps_sample),
     }
     if given.only:
         halves = {given.only: halves[given.only]}
@@ -61,7 +65,11 @@ def main() -> None:
         parser.error(f"--data {given.data} is no folder: name the real imagery, or ask for --only sample")
     began = time.perf_counter()
     running = [pretrain(given.out / name, *of, threads=1 if len(halves) > 1 else 2) for name, of in halves.items()]
-    if any(process.wait() for process in running):
+    codes = [ended(process, given.block and began + given.block) for process in running]
+    if TOLD_TO_STOP in codes:
+        print(f"saved after {given.block:.0f} s: the same command goes on")
+        raise SystemExit(TOLD_TO_STOP)
+    if any(codes):
         raise SystemExit(f"a run ended with an error: see the logs in {given.out}")
     pretrained = time.perf_counter() - began
     tables: dict[str, Any] = {}
@@ -90,16 +98,25 @@ def real_sets(shared: Path) -> list[LabelledSet]:
 
 
 def pretrain(run: Path, data: list[str], steps: int, *, threads: int) -> subprocess.Popen[bytes]:
-    """Start a run with the recipe of configs/laptop.yaml, or go on with it."""
+    """Start a run with the defaults that everybody gets, or go on with it."""
     command = [sys.executable, "-m", "ssl_geo.pretrain"]
     if (run / "checkpoints").is_dir():
         command += ["--resume", str(run)]
     else:
         kept = [f"--log.checkpoint_every={max(1, round(CURVE[0] * steps))}", "--log.keep=100"]
-        command += ["--config", "configs/laptop.yaml", *data, "--out", str(run), f"--steps={steps}", *kept]
+        command += [*data, "--out", str(run), f"--steps={steps}", *kept]
     command.append(f"--data.workers={0 if threads == 1 else 1}")
     with run.with_suffix(".log").open("ab") as log:
         return subprocess.Popen(command, stderr=log, env={**os.environ, "OMP_NUM_THREADS": str(threads)})
+
+
+def ended(process: subprocess.Popen[bytes], deadline: float | None) -> int:
+    """Exit code of a run, which is told to save and stop at the deadline."""
+    try:
+        return process.wait(None if deadline is None else max(0.0, deadline - time.perf_counter()))
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGUSR1)
+        return process.wait()
 
 
 def table(run: Path, labelled: LabelledSet) -> list[dict[str, Any]]:
