@@ -278,6 +278,12 @@ def resolve(config: PretrainConfig, chips: int, world: int = 1) -> list[str]:
         "dino.freeze_last_layer_steps": round(preset.freeze * config.steps),
     }
     filled = []
+    momentum = config.dino.teacher_momentum
+    if momentum is not None and not 0 <= momentum < 1:
+        raise UserError(
+            f"--dino.teacher_momentum is {momentum:g}; it must be at least 0 and less than 1, where the teacher would "
+            "never move"
+        )
     for name, value in chosen.items():
         group, key = name.split(".")
         if getattr(getattr(config, group), key) is None:

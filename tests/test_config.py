@@ -115,6 +115,14 @@ def test_a_small_archive_gets_a_faster_teacher_and_says_so():
     assert "dino.teacher_momentum 0.99" in line
 
 
+@pytest.mark.parametrize("momentum", [1.0, 1.5, -0.1])
+def test_a_teacher_that_never_moves_is_refused(momentum):
+    config = PretrainConfig(steps=100)
+    config.dino.teacher_momentum = momentum
+    with pytest.raises(UserError, match=rf"--dino.teacher_momentum is {momentum:g}; it must be at least 0 and less"):
+        resolve(config, 300)
+
+
 def test_what_the_user_set_is_left_alone():
     config = PretrainConfig(steps=100)
     config.dino.out_dim = 77
