@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--out", type=Path, default=Path("runs/study"))
     parser.add_argument("--steps-real", type=int, default=1400)
-    parser.add_argument("--steps-sample", type=int, default=600)
+    parser.add_argument("--steps-sample", type=int, default=300)
     parser.add_argument("--block", type=float, help="seconds after which pretraining saves and stops; default: never")
     parser.add_argument("--only", choices=["real", "sample"], help="one of the two halves")
     given = parser.parse_args()

@@ -221,11 +221,12 @@ def test_wrong_settings_are_named(tmp_path: Path, write_stack: WriteStack, setti
 def test_a_loaded_index_lies_in_mapped_files(tmp_path: Path, write_stack: WriteStack) -> None:
     write_stack(tmp_path / "d" / "x.tif", shape=(64, 64))
     index = build(tmp_path / "d")
-    table = pa.concat_tables([index.table] * 500).unify_dictionaries().combine_chunks()
+    table = pa.concat_tables([index.table] * 5000).unify_dictionaries().combine_chunks()
     dataclasses.replace(index, table=table).save(tmp_path / "index.parquet")
     before = pa.total_allocated_bytes()
     loaded = ChipIndex.load(tmp_path / "index.parquet")
-    assert pa.total_allocated_bytes() - before < 1000 < 0.01 * loaded.table.nbytes
+    # What else lives in this process may allocate a little meanwhile.
+    assert pa.total_allocated_bytes() - before < 20_000 < 0.01 * loaded.table.nbytes
     assert loaded.table.equals(table)
     assert all(column.num_chunks == 1 for column in loaded.table.columns)
 

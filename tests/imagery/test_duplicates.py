@@ -13,7 +13,7 @@ from ssl_geo.imagery.duplicates import (
 )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 2**32 - 1), st.integers(0, 6))
 def test_pairs_within_a_distance_are_those_of_comparing_all(seed, distance):
     rng = np.random.default_rng(seed)
@@ -68,7 +68,7 @@ def sphere(lonlat):
     return np.stack([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)], axis=-1)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 2**32 - 1))
 def test_quadrilaterals_intersect_as_their_points_do(seed):
     rng = np.random.default_rng(seed)

@@ -107,7 +107,7 @@ def test_chips_tile_the_image_and_pad_its_border(world: tuple[Path, np.ndarray, 
         chips[4]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(height=st.integers(1, 40), width=st.integers(1, 40), size=st.integers(1, 41), context=st.integers(1, 30))
 def test_context_is_what_lies_around_a_chip_and_has_no_labels(
     tmp_path_factory: pytest.TempPathFactory, height: int, width: int, size: int, context: int
@@ -145,7 +145,7 @@ def test_an_image_smaller_than_a_chip_is_one_padded_chip(world: tuple[Path, np.n
     assert not chip.reflectance[:, ~chip.valid].any()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(height=st.integers(1, 40), width=st.integers(1, 40), size=st.integers(1, 41))
 def test_chips_hold_every_labelled_pixel_once(
     tmp_path_factory: pytest.TempPathFactory, height: int, width: int, size: int

@@ -24,7 +24,7 @@ def test_labels_in_place(labelled):
     assert not shift.is_shift
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(rows=st.integers(-10, 10), cols=st.integers(-10, 10))
 def test_a_shift_is_measured_and_told(labelled, rows, cols):
     edges, labels = labelled

@@ -25,7 +25,7 @@ def whole(scene, **options):
     return join([profile_window(scene, window, **options) for window in windows(scene, quick=False)])
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(side=st.integers(7, 200))
 def test_a_profile_does_not_depend_on_the_blocks_but_for_the_digest(scene, side):
     described, dn = scene

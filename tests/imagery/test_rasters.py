@@ -165,7 +165,7 @@ def folder_scene(write_band_folder: WriteFolder, tmp_path_factory: pytest.TempPa
     return scene, np.stack(whole)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.data())
 def test_any_window_across_ratios_is_that_of_the_whole(
     folder_scene: tuple[Scene, np.ndarray], data: st.DataObject
@@ -485,7 +485,7 @@ def test_a_forked_process_opens_its_own_files(folder_scene: tuple[Scene, np.ndar
 # Writing and labels ------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     st.sampled_from(["uint8", "uint16", "int16", "int32", "float32", "float64"]),
     st.integers(1, 4),
