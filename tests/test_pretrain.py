@@ -354,6 +354,12 @@ TEN = ["B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B11", "B12"]
 TWELVE = ["B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B11", "B12"]
 
 
+def test_a_teacher_at_temperature_1_is_told_from_the_first_line_on(tmp_path, arguments, capfd):
+    pretrain(tmp_path / "run", arguments, *VIT, "--steps", "5", "--log.every", "5", "--dino.teacher_temp", "1")
+    said = "".join(capfd.readouterr())
+    assert "step 5: WARNING the representation has collapsed: the teacher answers evenly" in said
+
+
 @pytest.fixture
 def small(tmp_path):
     """Settings that make a run on real imagery short: chips as they are, views at half their size."""
