@@ -374,7 +374,7 @@ def small(tmp_path):
             "--log.every",
             "1",
             "--steps",
-            "60",
+            "40",
             "--optim.batch_size",
             "16",
         ),

@@ -101,8 +101,28 @@ def test_a_probe_leaves_report_and_maps_on_the_grid_of_the_image(world, tmp_path
         assert (dataset.read() == values).mean() > 0.95  # the probe maps chips side by side, from float16 features
 
 
+def test_context_and_pixels_reach_report_maps_and_the_saved_head(world, tmp_path, capsys):
+    assert main(arguments(world, tmp_path, "--context", "8", "--pixels", "true")) == 0
+    said = capsys.readouterr().out
+    assert "32×32 pixels and 8 around them" in said
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    groups = {group["name"] for group in report["groups"]}
+    assert {
+        "linear probe @ all layers and pixels",
+        "random initialization, linear probe @ all layers and pixels",
+    } <= groups
+    for path in (tmp_path / "out" / "maps").glob("*.tif"):
+        with rasterio.open(path) as drawn:
+            assert (drawn.read(1) != drawn.nodata).all()
+    head = load_head(tmp_path / "out" / "best_head")
+    assert head.description.chip_size == 48
+    images = torch.randn(2, len(head.description.bands), 48, 48)
+    assert head.probabilities(images).shape == (2, len(report["classes"]), 48, 48)
+    assert head.description.layers[-1] == "pixels"
+
+
 def test_the_backbone_sees_every_chip_once(world, tmp_path, monkeypatch):
-    """Five heads on four layers, three seeds and two epochs; the untrained twin is another backbone."""
+    """Five heads on four layers, three seeds; the untrained twin is another backbone."""
     backbone = ("vit_tiny_patch16_224", {"patch_size": 8, "embed_dim": 24, "depth": 4, "num_heads": 2})
     checkpoint(tmp_path / "vit", *backbone, DEFAULT_BANDS)
     seen = []
@@ -114,7 +134,7 @@ def test_the_backbone_sees_every_chip_once(world, tmp_path, monkeypatch):
         return forward(self, images)
 
     monkeypatch.setattr(FeatureExtractor, "forward", counted)
-    more = ("--ckpt", str(tmp_path / "vit"), "--layers", "auto", "--seeds", "3")
+    more = ("--ckpt", str(tmp_path / "vit"), "--layers", "auto", "--seeds", "3", "--epochs", "1")
     heads = ("--heads", "linear", "patch_linear", "conv_block", "fpn", "dpt")
     assert main(arguments(world, tmp_path, *more, *heads)) == 0
     assert sum(seen) == 2 * 36
