@@ -23,7 +23,7 @@ test: $(READY)
 
 # One after another: the first leaves a short run that the others look into.
 notebooks: $(READY)
-	$(BIN)/python -m pytest -n 0 --nbmake --nbmake-timeout=180 notebooks
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 0 --nbmake --nbmake-timeout=600 notebooks
 
 # Fifty kills of a run, each resumed; a handful of them are in the tests.
 soak: $(READY)
