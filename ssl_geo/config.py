@@ -415,6 +415,9 @@ class ProbeConfig:
     """side of a chip in pixels; default: the checkpoint's, on the embedded sample 120"""
     context: int = 0
     """pixels around each chip that the backbone sees too: better features along its edges, for more time"""
+    enlarge: int = 1
+    """show the backbone its images so many times as high and wide: dense features on a grid as much finer, for the
+    square of the time"""
     pixels: bool = False
     """let the linear probe read each pixel's own bands, logs and indices beside the layers: for fine structures"""
     split: SplitConfig = field(default_factory=SplitConfig)

@@ -30,7 +30,7 @@ from ssl_geo.imagery.pairing import IGNORED, Classes
 from ssl_geo.imagery.rasters import Scene, find_scenes, open_scene, read_window
 from ssl_geo.probing.areas import class_areas
 from ssl_geo.probing.embedding import principal_components, sampled_features
-from ssl_geo.probing.features import FeatureExtractor
+from ssl_geo.probing.enlarging import dense_features
 from ssl_geo.probing.saved import SavedHead, load_head
 from ssl_geo.probing.tiling import ReadRows, any_within, blended, lay_tiles
 from ssl_geo.training import distributed
@@ -283,7 +283,7 @@ def embed_places(config: PredictConfig, head: SavedHead, scene: Scene, path: Pat
     """Write features of one layer, or their principal components, on the layer's grid."""
     described = head.description
     layer = config.layer or described.layers[0]
-    extractor = FeatureExtractor(head.backbone, [layer], input_size=described.chip_size)
+    extractor = dense_features(head.backbone, [layer], side=described.chip_size, enlarge=described.enlarge)
     channels, reduction = extractor.channels[0], extractor.reduction[0]
     cells = max(described.chip_size // reduction, 1)  # of a tile, along each axis
     side = cells * reduction

@@ -30,7 +30,8 @@ from ssl_geo.imagery.maps import write_class_map
 from ssl_geo.imagery.quickcheck import check_labelled
 from ssl_geo.imagery.sample import ensure_sample
 from ssl_geo.imagery.sensors import DEFAULT_BANDS
-from ssl_geo.probing.features import Extractor, FeatureExtractor, auto_layers, list_layers
+from ssl_geo.probing.enlarging import dense_features
+from ssl_geo.probing.features import Extractor, auto_layers, list_layers
 from ssl_geo.probing.fit import Fitted, Recipe, class_weights, predict, train_heads
 from ssl_geo.probing.footprints import Footprints, box_on_earth
 from ssl_geo.probing.heads import HEADS, build_head
@@ -105,11 +106,11 @@ def main(config: ProbeConfig) -> int:
         else [int(layer) if layer.lstrip("-").isdigit() else layer for layer in config.layers]
     )
     torch.manual_seed(0)  # of the untrained twin, which is the same at every probe
-    extractors = {
-        prefix: FeatureExtractor(net.to(device).eval(), layers, input_size=task.chips.side)
+    extractors: dict[str, Extractor] = {
+        prefix: dense_features(net.to(device).eval(), layers, side=task.chips.side, enlarge=config.enlarge)
         for prefix, net in (("", backbone), (UNTRAINED, untrained(backbone)))
     }
-    sources: dict[str, FeatureExtractor | BesidePixels] = {
+    sources: dict[str, Extractor] = {
         prefix: BesidePixels(extractor, task.mean, task.std, task.chips.bands) if config.pixels else extractor
         for prefix, extractor in extractors.items()
     }
@@ -184,7 +185,7 @@ def main(config: ProbeConfig) -> int:
     ).to_json()
     chosen = [candidate for candidate in candidates if candidate[0].group == report["best"]]
     result, name, item = max(chosen, key=lambda candidate: candidate[0].validation_miou or 0.0)
-    description = describe_head(task, result, name, item, sources[""], config.ckpt)
+    description = describe_head(task, result, name, item, sources[""], config)
     standardizing = {"mean": list(description.mean), "std": list(description.std), "chip_size": description.chip_size}
     save_head(out / "best_head", item.head, description, backbone, {**backbone.description, **standardizing})
     maps = write_maps(out / "maps", task, name, item, stores[""], config, device)
@@ -199,7 +200,7 @@ def main(config: ProbeConfig) -> int:
 
 def check(config: ProbeConfig) -> None:
     """Refuse settings that cannot work, before anything is read."""
-    for name in ("seeds", "epochs", "batch_size"):
+    for name in ("seeds", "epochs", "batch_size", "enlarge"):
         if getattr(config, name) < 1:
             raise UserError(f"--{name} is {getattr(config, name)}; it must be 1 or more")
     if config.chip_size is not None and config.chip_size < 1:
@@ -273,12 +274,13 @@ def footprints(chips: LabelledChips) -> Footprints:
     return Footprints.in_plane([str(number) for number in chips.scene], bounds, unit="pixels")
 
 
-def features_folder(config: ProbeConfig, extractor: FeatureExtractor | BesidePixels, task: Task) -> Path:
+def features_folder(config: ProbeConfig, extractor: Extractor, task: Task) -> Path:
     """Where the features lie: named by all that decides what they are."""
     key = store_key(
         {
             "weights": {name: hashed(value) for name, value in extractor.model.state_dict().items()},
             "layers": extractor.layers,
+            "enlarge": config.enlarge,
             "mean": task.mean.tolist(),
             "std": task.std.tolist(),
             "chips": task.chips.fingerprint(),
@@ -293,7 +295,7 @@ def hashed(tensor: Tensor) -> str:
 
 
 def build_heads(
-    kinds: Sequence[str], extractor: FeatureExtractor, num_classes: int, seed: int
+    kinds: Sequence[str], extractor: Extractor, num_classes: int, seed: int
 ) -> dict[str, tuple[nn.Module, list[str]]]:
     """One head a name: single-layer heads on each layer, the others on all, with weights drawn from the seed."""
     torch.manual_seed(seed)
@@ -312,7 +314,7 @@ def build_heads(
 def expected_seconds(
     config: ProbeConfig,
     task: Task,
-    extractor: FeatureExtractor,
+    extractor: Extractor,
     folders: Iterable[Path],
     device: torch.device,
 ) -> dict[str, float]:
@@ -337,7 +339,7 @@ def expected_seconds(
 
 
 def describe_head(
-    task: Task, result: ModelResult, name: str, item: Fitted, extractor: Extractor, checkpoint: str
+    task: Task, result: ModelResult, name: str, item: Fitted, extractor: Extractor, config: ProbeConfig
 ) -> HeadDescription:
     """What using the chosen head takes, and where it comes from."""
     chips = task.chips
@@ -350,13 +352,14 @@ def describe_head(
         channels=tuple(extractor.channels[k] for k in position),
         reduction=tuple(extractor.reduction[k] for k in position),
         chip_size=chips.side,
+        enlarge=config.enlarge,
         bands=chips.bands,
         mean=tuple(task.mean.tolist()),
         std=tuple(task.std.tolist()),
         class_ids=chips.ids,
         class_names=chips.names,
         class_colours=chips.colours,
-        checkpoint=checkpoint,
+        checkpoint=config.ckpt,
         confusion=result.blocks,
         provenance={
             "version": ssl_geo.__version__,

@@ -101,8 +101,8 @@ def test_a_probe_leaves_report_and_maps_on_the_grid_of_the_image(world, tmp_path
         assert (dataset.read() == values).mean() > 0.95  # the probe maps chips side by side, from float16 features
 
 
-def test_context_and_pixels_reach_report_maps_and_the_saved_head(world, tmp_path, capsys):
-    assert main(arguments(world, tmp_path, "--context", "8", "--pixels", "true")) == 0
+def test_context_enlarging_and_pixels_reach_report_maps_and_the_saved_head(world, tmp_path, capsys):
+    assert main(arguments(world, tmp_path, "--context", "8", "--pixels", "true", "--enlarge", "2")) == 0
     said = capsys.readouterr().out
     assert "32×32 pixels and 8 around them" in said
     report = json.loads((tmp_path / "out" / "report.json").read_text())
@@ -115,7 +115,7 @@ def test_context_and_pixels_reach_report_maps_and_the_saved_head(world, tmp_path
         with rasterio.open(path) as drawn:
             assert (drawn.read(1) != drawn.nodata).all()
     head = load_head(tmp_path / "out" / "best_head")
-    assert head.description.chip_size == 48
+    assert (head.description.chip_size, head.description.enlarge) == (48, 2)
     images = torch.randn(2, len(head.description.bands), 48, 48)
     assert head.probabilities(images).shape == (2, len(report["classes"]), 48, 48)
     assert head.description.layers[-1] == "pixels"

@@ -47,6 +47,7 @@ class Extractor(Protocol):
 
     model: nn.Module
     names: list[str]
+    layers: list[str]
     channels: list[int]
     reduction: list[int]
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl_geo.probing.features import FeatureExtractor
+from ssl_geo.probing.features import Extractor
 
 # L-BFGS passes over the rows until the linear probe has its penalty (counted on the sample and on land cover).
 LINEAR_PASSES = 350
@@ -43,7 +43,7 @@ class Pace:
 
 
 def measure_pace(
-    extractor: FeatureExtractor,
+    extractor: Extractor,
     images: Tensor,
     labels: Tensor,
     heads: Mapping[str, tuple[nn.Module, Sequence[str]]],
@@ -68,7 +68,7 @@ def measure_pace(
 
     def extract() -> None:
         with torch.no_grad():
-            kept.update(extractor(images))
+            kept.update(zip(extractor.names, extractor.as_list(images), strict=True))
 
     def train() -> None:
         modules.train()

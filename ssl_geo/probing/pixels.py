@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_geo.probing.baselines import feature_names, pixel_features
-from ssl_geo.probing.features import FeatureExtractor
+from ssl_geo.probing.features import Extractor
 from ssl_geo.probing.fit import Fitted
 from ssl_geo.probing.heads import resize
 from ssl_geo.probing.linear import fit_linear
@@ -101,9 +101,7 @@ class BesidePixels(nn.Module):
         bands: Names of the channels.
     """
 
-    def __init__(
-        self, extractor: FeatureExtractor, mean: npt.ArrayLike, std: npt.ArrayLike, bands: Sequence[str]
-    ) -> None:
+    def __init__(self, extractor: Extractor, mean: npt.ArrayLike, std: npt.ArrayLike, bands: Sequence[str]) -> None:
         super().__init__()
         self.model, self._extractor, self._bands = extractor.model, extractor, tuple(bands)
         self._mean, self._std = (np.asarray(values, np.float32)[:, None, None, None] for values in (mean, std))
@@ -116,7 +114,7 @@ class BesidePixels(nn.Module):
         """Features (B, D, h, w) of standardized images (B, C, H, W) by name; pixels without data have the mean."""
         reflectance = images.detach().float().cpu().numpy().swapaxes(0, 1) * self._std + self._mean
         pixels = torch.from_numpy(pixel_features(reflectance, self._bands)).transpose(0, 1)
-        return {**self._extractor(images), PIXELS: pixels.to(images.device)}
+        return dict(zip(self.names, [*self._extractor.as_list(images), pixels.to(images.device)], strict=True))
 
     def as_list(self, images: Tensor) -> list[Tensor]:
         """The features as a list, in the order of `names`."""

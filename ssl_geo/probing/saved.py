@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from ssl_geo.backbones import export_backbone, load_backbone
 from ssl_geo.errors import UserError
 from ssl_geo.files import written_whole
-from ssl_geo.probing.features import FeatureExtractor
+from ssl_geo.probing.enlarging import dense_features
+from ssl_geo.probing.features import Extractor
 from ssl_geo.probing.heads import HEADS, build_head
 from ssl_geo.probing.pixels import PIXELS, BesidePixels, LinearOnLayers
 from ssl_geo.weights import read_tensors
@@ -54,6 +55,7 @@ class HeadDescription:
         class_colours: (C,) red, green, blue.
         checkpoint: What the probe was given.
         confusion: (n, C, C) of the test split, one matrix a spatial block; rows = label, columns = prediction.
+        enlarge: How many times as high and wide the backbone is shown its images.
         provenance: Whatever else tells where it comes from: version, validation score, units of the images.
     """
 
@@ -71,11 +73,12 @@ class HeadDescription:
     class_colours: tuple[Colour, ...]
     checkpoint: str
     confusion: npt.NDArray[np.int64]
+    enlarge: int = 1
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """As head.json holds it."""
-        names = "name kind layers channels reduction chip_size bands mean std checkpoint"
+        names = "name kind layers channels reduction chip_size enlarge bands mean std checkpoint"
         classes = zip(self.class_ids, self.class_names, self.class_colours, strict=True)
         return {
             "format": FORMAT,
@@ -102,6 +105,7 @@ class HeadDescription:
             channels=tuple(int(count) for count in content["channels"]),
             reduction=tuple(int(pixels) for pixels in content["reduction"]),
             chip_size=int(content["chip_size"]),
+            enlarge=int(content.get("enlarge", 1)),  # heads of earlier versions
             bands=tuple(str(band) for band in content["bands"]),
             mean=tuple(float(value) for value in content["mean"]),
             std=tuple(float(value) for value in content["std"]),
@@ -119,8 +123,8 @@ class HeadDescription:
             raise ValueError("layers, channels and reduction differ in number")
         if not len(found.bands) == len(found.mean) == len(found.std) or not found.bands:
             raise ValueError("bands, mean and std differ in number")
-        if not all(value > 0 for value in found.std) or found.chip_size < 1:
-            raise ValueError("std and chip_size must be greater than 0")
+        if not all(value > 0 for value in found.std) or found.chip_size < 1 or found.enlarge < 1:
+            raise ValueError("std, chip_size and enlarge must be greater than 0")
         if not 1 <= classes <= 255 or len(set(found.class_ids)) < classes:
             raise ValueError(f"{classes} classes, 1 to 255 with different ids expected")
         if confusion.dtype.kind not in "iu" or confusion.ndim != 3 or confusion.shape[1:] != (classes, classes):
@@ -141,7 +145,7 @@ class SavedHead:
 
     description: HeadDescription
     backbone: nn.Module
-    extractor: FeatureExtractor | BesidePixels
+    extractor: Extractor
     head: nn.Module
 
     def probabilities(self, images: Tensor) -> Tensor:
@@ -214,12 +218,11 @@ def load_head(folder: Path) -> SavedHead:
         UserError: Something is not there, torn, from elsewhere, or does not fit the rest.
     """
     description = read_description(folder)
-    backbone = load_backbone(folder)
+    backbone = load_backbone(folder).eval()
     layers = [layer for layer in description.layers if layer != PIXELS]
-    own = FeatureExtractor(backbone, layers, input_size=description.chip_size)
-    extractor: FeatureExtractor | BesidePixels = own
+    extractor = dense_features(backbone, layers, side=description.chip_size, enlarge=description.enlarge)
     if len(layers) < len(description.layers):
-        extractor = BesidePixels(own, description.mean, description.std, description.bands)
+        extractor = BesidePixels(extractor, description.mean, description.std, description.bands)
     found = (tuple(extractor.channels), tuple(extractor.reduction))
     if found != (description.channels, description.reduction):
         raise UserError(
@@ -233,7 +236,7 @@ def load_head(folder: Path) -> SavedHead:
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{folder / HEAD} does not fit {DESCRIPTION} ({reason}): not of one probe") from error
-    return SavedHead(description, backbone, extractor.eval(), head.eval())
+    return SavedHead(description, backbone, extractor, head.eval())
 
 
 def _empty_head(description: HeadDescription) -> nn.Module:

@@ -62,6 +62,12 @@ def test_a_head_gives_the_same_probabilities_again(tmp_path, kind):
     assert not again.backbone.training
 
 
+def test_a_head_of_a_version_that_did_not_enlarge_is_read_as_it_was(tmp_path):
+    saved(tmp_path / "best_head")
+    damaged(tmp_path / "best_head", lambda content: content.pop("enlarge"))
+    assert load_head(tmp_path / "best_head").description.enlarge == 1
+
+
 def damaged(folder, change):
     path = folder / "head.json"
     content = json.loads(path.read_text())
@@ -76,7 +82,9 @@ def damaged(folder, change):
         (lambda c: c.pop("format"), "format None"),
         (lambda c: c.pop("bands"), "lacks 'bands'"),
         (lambda c: c.update(bands=None), "not as ssl_geo.probe writes it"),
-        (lambda c: c.update(std=[0.1, 0.0, 0.2]), "std and chip_size"),
+        (lambda c: c.update(std=[0.1, 0.0, 0.2]), "std, chip_size and enlarge"),
+        (lambda c: c.update(enlarge=0), "std, chip_size and enlarge"),
+        (lambda c: c.update(enlarge=2), "not of one probe"),
         (lambda c: c.update(mean=[0.1]), "differ in number"),
         (lambda c: c.update(kind="os.system"), "unknown kind"),
         (lambda c: c["classes"].pop(), "confusion"),
