@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ssl_geo.config import PROGRAM, PretrainConfig, pretrain_config, resolve, resume_changes, to_dict, to_yaml
+from ssl_geo.config import PROGRAM, PretrainConfig, pretrain_config, to_dict, to_yaml
 from ssl_geo.errors import UserError, one_line_errors
 
 if __name__ == "__main__":  # settings first: --help answers before torch is imported
@@ -43,9 +43,11 @@ from ssl_geo.imagery.sample import ensure_sample
 from ssl_geo.imagery.scenes import UnreadableError
 from ssl_geo.imagery.sensors import DEFAULT_BANDS
 from ssl_geo.methods.dino import DINO
+from ssl_geo.presets import resolve
 from ssl_geo.probing.features import FeatureExtractor, auto_layers
 from ssl_geo.reporting.page import write_page
 from ssl_geo.reporting.pretraining import RunMaterial, pretraining_page
+from ssl_geo.resuming import resume_changes
 from ssl_geo.training import distributed, runs, schedules
 from ssl_geo.training.distributed import Ranks
 from ssl_geo.training.feeding import feed
@@ -139,7 +141,7 @@ def prepare(config: PretrainConfig) -> Run:
         config.views.backend = "torch" if ranks.device.type == "cuda" else "opencv"
     global_views, local_views = default_recipes(index.chip_size, patch_size, **recipes)
     crops = MultiCrop(mean, std, global_views=global_views, local_views=local_views)
-    changes = resume_changes(config) if config.resume else []
+    changes = resume_changes(to_dict(config), to_dict(PretrainConfig())) if config.resume else []
     state = State(config, index, crops, ranks)
 
     if config.out is None:
