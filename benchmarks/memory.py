@@ -24,7 +24,7 @@ from paired import finish
 from ssl_geo.imagery.arrays import array_written_whole, file_crc32
 from ssl_geo.imagery.chips import ChipIndex, IndexSettings
 from ssl_geo.imagery.packed import INDEX, MANIFEST, Manifest, Shard
-from ssl_geo.imagery.rasters import write_geotiff
+from ssl_geo.imagery.geotiff import write_geotiff
 from ssl_geo.imagery.sensors import DEFAULT_BANDS
 from ssl_geo.imagery.statistics import BandStatistics
 

@@ -10,7 +10,7 @@ ENTRIES = {"pretrain", "probe", "pack", "predict", "doctor"}
 # What the settings are, what they become, and what of them a resumed run keeps.
 SETTINGS = {"config", "presets", "resuming"}
 DOORS = {
-    "rasterio": {"imagery/rasters.py"},
+    "rasterio": {"imagery/rasters.py", "imagery/geotiff.py", "imagery/coordinates.py", "imagery/gdal.py"},
     "albumentations": {"views/"},
     "cv2": {"views/"},
     "timm": {"backbones.py", "probing/features.py"},

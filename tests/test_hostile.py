@@ -18,7 +18,8 @@ from ssl_geo.errors import UserError
 from ssl_geo.imagery.chips import ChipIndex, build_index
 from ssl_geo.imagery.packed import PackedChips, packed_index
 from ssl_geo.imagery.packing import pack
-from ssl_geo.imagery.rasters import find_scenes, open_scene, read_labels, read_window, write_geotiff
+from ssl_geo.imagery.geotiff import write_geotiff
+from ssl_geo.imagery.rasters import find_scenes, open_scene, read_labels, read_window
 from ssl_geo.pretrain import main
 from ssl_geo.probe import given_splits
 from ssl_geo.probing import store

@@ -16,7 +16,7 @@ import torch
 from ssl_geo import load_backbone
 from ssl_geo.config import pack_config, pretrain_config
 from ssl_geo.errors import UserError
-from ssl_geo.imagery.rasters import write_geotiff
+from ssl_geo.imagery.geotiff import write_geotiff
 from ssl_geo.pack import main as pack
 from ssl_geo.pretrain import main
 from ssl_geo.training import runs

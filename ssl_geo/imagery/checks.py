@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from ssl_geo.errors import UserError
 from ssl_geo.imagery.findings import Finding
-from ssl_geo.imagery.rasters import to_lonlat
+from ssl_geo.imagery.coordinates import to_lonlat
 from ssl_geo.imagery.scenes import Scene
 from ssl_geo.imagery.sensors import DEFAULT_BANDS, KNOWN_BANDS
 

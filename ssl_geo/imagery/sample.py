@@ -33,7 +33,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ssl_geo.errors import UserError
-from ssl_geo.imagery.rasters import write_geotiff
+from ssl_geo.imagery.geotiff import write_geotiff
 from ssl_geo.imagery.sample_scene import render_scene
 from ssl_geo.imagery.sample_spectra import BANDS, CLASSES, IGNORE
 

@@ -20,7 +20,7 @@ from ssl_geo.errors import UserError
 from ssl_geo.imagery import chips as chips_module
 from ssl_geo.imagery import scan
 from ssl_geo.imagery.chips import ChipIndex, build_index, cached_index
-from ssl_geo.imagery.rasters import write_geotiff
+from ssl_geo.imagery.geotiff import write_geotiff
 from ssl_geo.imagery.scan import chip_starts
 from ssl_geo.imagery.sensors import DEFAULT_BANDS, LIKELY_ORDERS
 
