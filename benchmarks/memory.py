@@ -120,7 +120,7 @@ def measure(kind: str, folder: Path, steps: int) -> None:
     from torch.utils.data import DataLoader, Dataset
 
     from ssl_geo.imagery.packed import open_chips
-    from ssl_geo.pretrain import ViewBatches
+    from ssl_geo.batches import ViewBatches
     from ssl_geo.training.sampling import StepBatches
     from ssl_geo.views.multicrop import MultiCrop, default_recipes
 

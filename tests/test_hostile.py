@@ -21,7 +21,7 @@ from ssl_geo.imagery.packing import pack
 from ssl_geo.imagery.geotiff import write_geotiff
 from ssl_geo.imagery.rasters import find_scenes, open_scene, read_labels, read_window
 from ssl_geo.pretrain import main
-from ssl_geo.probe import given_splits
+from ssl_geo.task import given_splits
 from ssl_geo.probing import store
 from ssl_geo.training import runs
 from ssl_geo.weights import read_tensors, read_torch
