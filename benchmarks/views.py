@@ -6,7 +6,6 @@ Both make 2 global views of 120 and 6 local views of 56 pixels of chips of ten b
 ours are written there, the plain ones are stacked. The floor is told beside: the warps alone, with their draws.
 """
 
-import argparse
 
 import albumentations as A
 import cv2
@@ -50,9 +49,7 @@ def plain(recipe: ViewRecipe, mean: np.ndarray, std: np.ndarray) -> A.Compose:
 
 def main() -> None:
     """Time both and print the figures."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--chips", type=int, default=400)
-    rounds = parser.parse_args().chips // CHIPS
+    rounds = numbers(__doc__, chips=400).chips // CHIPS
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
     rng = np.random.default_rng(0)

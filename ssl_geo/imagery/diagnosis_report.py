@@ -7,8 +7,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, select_autoescape
-
+from ssl_geo.html import fill
 from ssl_geo.imagery.diagnosis import Diagnosis
 from ssl_geo.imagery.findings import SEVERITIES, Finding, exit_code
 
@@ -73,10 +72,8 @@ def as_json(diagnosis: Diagnosis, settings: Mapping[str, Any], version: str) -> 
 
 def as_html(diagnosis: Diagnosis, settings: Mapping[str, Any], version: str) -> str:
     """The diagnosis as one page, readable on a phone and in the dark; what files and paths hold is escaped."""
-    environment = Environment(
-        loader=PackageLoader("ssl_geo.imagery", "."), autoescape=select_autoescape(["html"]), trim_blocks=True
-    )
-    return environment.get_template("diagnosis.html").render(
+    return fill(
+        "imagery/diagnosis.html",
         counted=_counted(diagnosis),
         verdict=verdict(diagnosis.findings),
         code=exit_code(diagnosis.findings),
