@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import rasterio
-from paired import compare, finish
+from paired import compare, finish, numbers
 from scipy.ndimage import gaussian_filter
 
 from ssl_geo.imagery.chips import build_index

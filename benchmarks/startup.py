@@ -12,7 +12,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 
-from paired import compare, finish
+from paired import compare, finish, numbers
 
 from ssl_geo.imagery.sample import ensure_sample
 
@@ -20,7 +20,7 @@ from ssl_geo.imagery.sample import ensure_sample
 def main() -> None:
     """Start every command and print the figures."""
     rounds = numbers(__doc__, rounds=2).rounds
-    ensure_sample(SAMPLE)  # once for all; the index is cached by the round that does not count
+    ensure_sample()  # once for all; the index is cached by the round that does not count
     with tempfile.TemporaryDirectory() as scratch:
 
         def python(*arguments: str) -> Callable[[int], object]:

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import torch
 from albumentations.pytorch import ToTensorV2
-from paired import compare, finish
+from paired import compare, finish, numbers
 
 from ssl_geo.views.geometry import warp
 from ssl_geo.views.multicrop import MultiCrop, ViewRecipe, default_recipes

@@ -28,7 +28,7 @@ from ssl_geo.imagery.chips import ChipIndex, cached_index
 from ssl_geo.imagery.datasets import dominant_labels
 from ssl_geo.imagery.packed import PackedChips, open_chips, packed_folder, packed_index
 from ssl_geo.imagery.quickcheck import check_index
-from ssl_geo.imagery.sample import ensure_sample
+from ssl_geo.imagery.sample import SAMPLE, ensure_sample
 from ssl_geo.imagery.scenes import UnreadableError
 from ssl_geo.imagery.sensors import DEFAULT_BANDS
 from ssl_geo.material import run_material
@@ -50,7 +50,6 @@ from ssl_geo.views.batched import BatchedMultiCrop
 from ssl_geo.views.multicrop import MultiCrop, default_recipes
 from ssl_geo.views.photometry import standardize_chip
 
-SAMPLE = Path("data/sample")
 MEASURED = 9  # chips that are read before the start, to foresee the pace
 MONITORED = 512  # chips whose embeddings are watched
 
@@ -262,7 +261,7 @@ def chip_index(config: PretrainConfig) -> ChipIndex:
     if folder := packed_folder(data.paths):
         return packed_index(folder, bands=data.bands, **data.index_settings())
     if not data.paths:
-        ensure_sample(SAMPLE)
+        ensure_sample()
     data.labels = data.labels or (None if data.paths else str((SAMPLE / "labels").absolute()))
     return cached_index(
         Path(data.cache).expanduser(),

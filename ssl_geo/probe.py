@@ -73,7 +73,7 @@ def main(config: ProbeConfig) -> int:
         prefix: FeatureExtractor(net.to(device).eval(), layers, input_size=task.chips.side)
         for prefix, net in (("", backbone), (UNTRAINED, untrained(backbone)))
     }
-    sources: dict[str, FeatureExtractor | BesidePixels] = {
+    sources: dict[str, Extractor] = {
         prefix: BesidePixels(extractor, task.mean, task.std, task.chips.bands) if config.pixels else extractor
         for prefix, extractor in extractors.items()
     }
@@ -180,7 +180,7 @@ def check(config: ProbeConfig) -> None:
         raise UserError(f"--{given} without --{lacking}: give both, or neither for the embedded sample")
 
 
-def features_folder(config: ProbeConfig, extractor: FeatureExtractor | BesidePixels, task: Task) -> Path:
+def features_folder(config: ProbeConfig, extractor: Extractor, task: Task) -> Path:
     """Where the features lie: named by all that decides what they are."""
     key = store_key(
         {

@@ -16,13 +16,12 @@ from ssl_geo.config import ProbeConfig
 from ssl_geo.errors import UserError
 from ssl_geo.imagery.labelled import LabelledChips, pair_labels
 from ssl_geo.imagery.quickcheck import check_labelled
-from ssl_geo.imagery.sample import ensure_sample
+from ssl_geo.imagery.sample import SAMPLE, ensure_sample
 from ssl_geo.probing.footprints import Footprints
 from ssl_geo.probing.rivals import RivalChip
 from ssl_geo.probing.splits import ChipSplit, split_chips
 from ssl_geo.views.photometry import standardize_chip
 
-SAMPLE = Path("data/sample")
 SAMPLE_CHIP = 120  # pixels; nine chips a scene, large enough for features to see what surrounds a pixel
 
 
@@ -57,7 +56,7 @@ def labelled_task(config: ProbeConfig, description: Mapping[str, Any]) -> Task:
     images, labels = [Path(path) for path in config.images], [Path(path) for path in config.labels]
     given = given_splits(Path(config.split.file)) if config.split.file else None
     if not images:
-        ensure_sample(SAMPLE)
+        ensure_sample()
         images, labels = [SAMPLE / "images"], [SAMPLE / "labels"]
         given = given or {s["name"]: s["split"] for s in json.loads((SAMPLE / "sample.json").read_text())["scenes"]}
     scenes = pair_labels(

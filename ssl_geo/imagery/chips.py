@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import threading
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ssl_geo.errors import UserError, nearest
+from ssl_geo.files import written_whole
 from ssl_geo.imagery.archives import FoundScene, walk_scenes
 from ssl_geo.imagery.columns import mapped_columns, stored_once
 from ssl_geo.imagery.products import LEVELS, metadata_file
@@ -142,12 +142,8 @@ class ChipIndex:
             "fingerprint": self.fingerprint,
         }
         table = self.table.replace_schema_metadata({_METADATA_KEY: json.dumps(metadata).encode()})
-        partial = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.partial")
-        try:
+        with written_whole(path) as partial:
             pq.write_table(table, partial, compression="zstd")
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> ChipIndex:

@@ -74,19 +74,13 @@ def write_geotiff(
     }
     if transform is not None:
         profile["transform"] = rasterio.Affine(*tuple(transform)[:6])
-    partial = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.partial")
-    try:
-        with ungeoreferenced_allowed(), rasterio.open(partial, "w", **profile) as dataset:
-            if descriptions is not None:
-                dataset.descriptions = tuple(descriptions)
-            if tags:
-                dataset.update_tags(**tags)
-            if colormap is not None:
-                dataset.write_colormap(1, {value: (*colour, 255) for value, colour in colormap.items()})
-            dataset.write(array)  # last, so that the directory stands before the pixels
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with (
+        written_whole(path) as partial,
+        ungeoreferenced_allowed(),
+        rasterio.open(partial, "w", **profile) as dataset,
+    ):
+        _describe(dataset, descriptions, tags, colormap)
+        dataset.write(array)  # last, so that the directory stands before the pixels
 
 
 @contextmanager
@@ -157,12 +151,7 @@ def cog_by_rows(
             with rasterio.open(rows, "w", **profile) as dataset:
                 if scale is not None:
                     dataset.scales = (scale,) * count
-                if descriptions is not None:
-                    dataset.descriptions = tuple(descriptions)
-                if tags:
-                    dataset.update_tags(**tags)
-                if colormap is not None:
-                    dataset.write_colormap(1, {value: (*colour, 255) for value, colour in colormap.items()})
+                _describe(dataset, descriptions, tags, colormap)
 
                 def write(row: int, values: npt.NDArray[Any]) -> None:
                     dataset.write(values, window=Window(0, row, width, values.shape[1]))
@@ -173,3 +162,17 @@ def cog_by_rows(
         raise UserError(f"{path} could not be written ({error}); make room, or name another --out") from error
     finally:
         rows.unlink(missing_ok=True)
+
+
+def _describe(
+    dataset: rasterio.io.DatasetWriter,
+    descriptions: Sequence[str] | None,
+    tags: Mapping[str, str] | None,
+    colormap: Mapping[int, tuple[int, int, int]] | None,
+) -> None:
+    if descriptions is not None:
+        dataset.descriptions = tuple(descriptions)
+    if tags:
+        dataset.update_tags(**tags)
+    if colormap is not None:
+        dataset.write_colormap(1, {value: (*colour, 255) for value, colour in colormap.items()})

@@ -46,6 +46,7 @@ class Extractor(Protocol):
     """What gives features of some layers: `FeatureExtractor`, or one with more layers beside a model's own."""
 
     model: nn.Module
+    layers: list[str]
     names: list[str]
     channels: list[int]
     reduction: list[int]

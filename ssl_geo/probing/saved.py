@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ssl_geo.backbones import export_backbone, load_backbone
 from ssl_geo.errors import UserError
 from ssl_geo.files import written_whole
-from ssl_geo.probing.features import FeatureExtractor
+from ssl_geo.probing.features import Extractor, FeatureExtractor
 from ssl_geo.probing.heads import HEADS, build_head
 from ssl_geo.probing.pixels import PIXELS, BesidePixels, LinearOnLayers
 from ssl_geo.weights import read_tensors
@@ -141,7 +141,7 @@ class SavedHead:
 
     description: HeadDescription
     backbone: nn.Module
-    extractor: FeatureExtractor | BesidePixels
+    extractor: Extractor
     head: nn.Module
 
     def probabilities(self, images: Tensor) -> Tensor:
@@ -216,8 +216,8 @@ def load_head(folder: Path) -> SavedHead:
     description = read_description(folder)
     backbone = load_backbone(folder)
     layers = [layer for layer in description.layers if layer != PIXELS]
-    own = FeatureExtractor(backbone, layers, input_size=description.chip_size)
-    extractor: FeatureExtractor | BesidePixels = own
+    own = FeatureExtractor(backbone, layers, input_size=description.chip_size).eval()
+    extractor: Extractor = own
     if len(layers) < len(description.layers):
         extractor = BesidePixels(own, description.mean, description.std, description.bands)
     found = (tuple(extractor.channels), tuple(extractor.reduction))
@@ -233,7 +233,7 @@ def load_head(folder: Path) -> SavedHead:
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{folder / HEAD} does not fit {DESCRIPTION} ({reason}): not of one probe") from error
-    return SavedHead(description, backbone, extractor.eval(), head.eval())
+    return SavedHead(description, backbone, extractor, head.eval())
 
 
 def _empty_head(description: HeadDescription) -> nn.Module:
