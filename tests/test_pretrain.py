@@ -203,6 +203,9 @@ def test_a_change_that_cannot_work_is_one_line(tmp_path, arguments, capsys):
         pretrain_config([*told, "--data.bands", "B02"])
     assert "keeps to its chips, data.bands cannot change" in capsys.readouterr().err
     assert (run / "config.yaml").read_bytes() == before
+    (run / "index.parquet").write_bytes(b"")
+    with pytest.raises(UserError, match=r"index.parquet cannot be read as a chip index [^\n]*: start anew with --out"):
+        main(pretrain_config(["--resume", str(run)]))
 
 
 def test_a_run_killed_before_its_first_checkpoint_starts_again(tmp_path, arguments, capsys):

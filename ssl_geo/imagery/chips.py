@@ -152,13 +152,11 @@ class ChipIndex:
         Raises:
             UserError: If the file is missing, no chip index, damaged, or of another format version.
         """
-        mend = "delete it, and it is built anew from the imagery"
         try:
             metadata = json.loads((pq.read_schema(path).metadata or {})[_METADATA_KEY])
             if metadata["format_version"] != FORMAT_VERSION:
                 raise UserError(
-                    f"{path} is a chip index of format {metadata['format_version']}, this version reads "
-                    f"{FORMAT_VERSION}: {mend}"
+                    f"{path} is a chip index of format {metadata['format_version']}, this version reads {FORMAT_VERSION}"
                 )
             settings = metadata["settings"]
             for name in ("bands", "band_names"):
@@ -180,7 +178,7 @@ class ChipIndex:
         except UserError:
             raise
         except (OSError, pa.ArrowException, LookupError, TypeError, ValueError) as error:
-            raise UserError(f"{path} cannot be read as a chip index ({error}): {mend}") from error
+            raise UserError(f"{path} cannot be read as a chip index ({error})") from error
 
 
 def build_index(
@@ -291,7 +289,7 @@ def cached_index(
             if index.fingerprint == _fingerprint(found, checked):
                 return index
         except UserError as error:
-            rebuilt = (f"rebuilt the chip index: {error}",)
+            rebuilt = (f"rebuilt the chip index, nothing needs doing: {error}",)
     index = _build(found, checked, workers=workers, progress=progress)
     file.parent.mkdir(parents=True, exist_ok=True)
     index.save(file)

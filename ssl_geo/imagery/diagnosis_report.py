@@ -9,7 +9,7 @@ from typing import Any
 
 from ssl_geo.html import fill
 from ssl_geo.imagery.diagnosis import Diagnosis
-from ssl_geo.imagery.findings import SEVERITIES, Finding, exit_code
+from ssl_geo.imagery.findings import SEVERITIES, Finding, counted, exit_code
 
 FORMAT = 1
 """Of the JSON; raised with every change that a reader of it would notice."""
@@ -90,11 +90,8 @@ def _row(cells: Sequence[str], widths: Sequence[int]) -> str:
 
 
 def _counted(diagnosis: Diagnosis) -> str:
-    def number(count: int, what: str) -> str:
-        return f"{count} {what}{'' if count == 1 else 's'}"
-
-    labels = f", {number(diagnosis.labels, 'label raster')}" if diagnosis.labels else ""
-    return f"{number(diagnosis.scenes, 'scene')}{labels}, {diagnosis.pixels / 1e6:.1f} million pixels read"
+    labels = f", {counted(diagnosis.labels, 'label raster')}" if diagnosis.labels else ""
+    return f"{counted(diagnosis.scenes, 'scene')}{labels}, {diagnosis.pixels / 1e6:.1f} million pixels read"
 
 
 def _printable(text: str) -> str:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from scipy.fft import dctn
 from scipy.spatial import KDTree
 
-from ssl_geo.imagery.findings import Finding
+from ssl_geo.imagery.findings import Finding, counted
 
 _HASH_SIDE = 8  # cosines a direction
 _HASH_DISTANCE = 4  # bits of 63 in which near-duplicates may differ
@@ -137,7 +137,7 @@ def check_overlaps(scenes: Sequence[Sighting], corners: npt.NDArray[np.float64])
             "shared ground",
             "info",
             tuple(scenes[k].path for k in members),
-            f"{len(members)} of {len(scenes)} scenes overlap another ({int(shared.sum())} different footprints)",
+            f"{len(members)} of {len(scenes)} scenes overlap another ({counted(int(shared.sum()), 'different footprint')})",
             "each place once, or splits by place",
             "none needed for pretraining; the probe keeps places together (--split.block, --split.gap)",
             len(members),
