@@ -24,11 +24,11 @@ from read import BANDS, SIDE, write_stacks
 from torch.utils.data import DataLoader, Dataset
 from views import plain
 
+from ssl_geo.batches import ViewBatches
 from ssl_geo.imagery.chips import build_index
 from ssl_geo.imagery.datasets import ChipDataset
 from ssl_geo.imagery.packed import open_chips, packed_index
 from ssl_geo.imagery.packing import pack
-from ssl_geo.batches import ViewBatches
 from ssl_geo.training.sampling import StepBatches
 from ssl_geo.views.multicrop import MultiCrop, default_recipes
 

@@ -20,9 +20,9 @@ from scipy.ndimage import gaussian_filter
 
 from ssl_geo.imagery.chips import build_index
 from ssl_geo.imagery.datasets import ChipDataset
+from ssl_geo.imagery.geotiff import write_geotiff
 from ssl_geo.imagery.packed import open_chips, packed_index
 from ssl_geo.imagery.packing import pack
-from ssl_geo.imagery.geotiff import write_geotiff
 from ssl_geo.imagery.sensors import DEFAULT_BANDS
 
 BANDS, SIDE = tuple(DEFAULT_BANDS), 120

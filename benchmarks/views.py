@@ -6,7 +6,6 @@ Both make 2 global views of 120 and 6 local views of 56 pixels of chips of ten b
 ours are written there, the plain ones are stacked. The floor is told beside: the warps alone, with their draws.
 """
 
-
 import albumentations as A
 import cv2
 import numpy as np

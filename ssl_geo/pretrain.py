@@ -257,11 +257,8 @@ def chip_index(config: PretrainConfig) -> ChipIndex:
     """The chips of the run: RUN/index.parquet when resuming, else packed, or built from the imagery or the sample."""
     data = config.data
     if config.resume:
-        try:
-            return ChipIndex.load(Path(config.resume) / "index.parquet")
-        except UserError as error:
-            anew = f"start anew with --out, from its backbone with --backbone.weights {config.resume}"
-            raise UserError(f"{error}: {anew}") from error
+        anew = f"start anew with --out, from its backbone with --backbone.weights {config.resume}"
+        return ChipIndex.load(Path(config.resume) / "index.parquet", mend=anew)
     if folder := packed_folder(data.paths):
         return packed_index(folder, bands=data.bands, **data.index_settings())
     if not data.paths:

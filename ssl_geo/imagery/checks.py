@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ssl_geo.errors import UserError
-from ssl_geo.imagery.findings import Finding, counted
 from ssl_geo.imagery.coordinates import to_lonlat
+from ssl_geo.imagery.findings import Finding, counted
 from ssl_geo.imagery.scenes import Scene
 from ssl_geo.imagery.sensors import DEFAULT_BANDS, KNOWN_BANDS
 
@@ -138,7 +138,8 @@ def check_resolutions(scene: Scene) -> list[Finding]:
             "mixed resolutions",
             "info",
             (scene.path,),
-            ", ".join(f"{counted(counts[ratio], 'band')} of {size * ratio:g}" for ratio in ratios) + " units of the CRS",
+            ", ".join(f"{counted(counts[ratio], 'band')} of {size * ratio:g}" for ratio in ratios)
+            + " units of the CRS",
             "one resolution",
             "none needed: coarser bands are replicated to the finest grid",
         )

@@ -146,8 +146,12 @@ class ChipIndex:
             pq.write_table(table, partial, compression="zstd")
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> ChipIndex:
+    def load(cls, path: str | os.PathLike[str], *, mend: str = "build it anew with build_index") -> ChipIndex:
         """Read an index.
+
+        Args:
+            path: The Parquet file.
+            mend: What to do where it cannot be read; ends the message.
 
         Raises:
             UserError: If the file is missing, no chip index, damaged, or of another format version.
@@ -156,7 +160,8 @@ class ChipIndex:
             metadata = json.loads((pq.read_schema(path).metadata or {})[_METADATA_KEY])
             if metadata["format_version"] != FORMAT_VERSION:
                 raise UserError(
-                    f"{path} is a chip index of format {metadata['format_version']}, this version reads {FORMAT_VERSION}"
+                    f"{path} is a chip index of format {metadata['format_version']}, "
+                    f"this version reads {FORMAT_VERSION}: {mend}"
                 )
             settings = metadata["settings"]
             for name in ("bands", "band_names"):
@@ -178,7 +183,7 @@ class ChipIndex:
         except UserError:
             raise
         except (OSError, pa.ArrowException, LookupError, TypeError, ValueError) as error:
-            raise UserError(f"{path} cannot be read as a chip index ({error})") from error
+            raise UserError(f"{path} cannot be read as a chip index ({error}): {mend}") from error
 
 
 def build_index(
@@ -285,11 +290,11 @@ def cached_index(
     rebuilt: tuple[str, ...] = ()
     if file.exists():
         try:
-            index = ChipIndex.load(file)
+            index = ChipIndex.load(file, mend="nothing needs doing")
             if index.fingerprint == _fingerprint(found, checked):
                 return index
         except UserError as error:
-            rebuilt = (f"rebuilt the chip index, nothing needs doing: {error}",)
+            rebuilt = (f"rebuilt the chip index: {error}",)
     index = _build(found, checked, workers=workers, progress=progress)
     file.parent.mkdir(parents=True, exist_ok=True)
     index.save(file)

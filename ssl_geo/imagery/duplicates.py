@@ -132,12 +132,13 @@ def check_overlaps(scenes: Sequence[Sighting], corners: npt.NDArray[np.float64])
     members = known[shared[place]]
     if not len(members):
         return []
+    ground = counted(int(shared.sum()), "different footprint")
     findings = [
         Finding(
             "shared ground",
             "info",
             tuple(scenes[k].path for k in members),
-            f"{len(members)} of {len(scenes)} scenes overlap another ({counted(int(shared.sum()), 'different footprint')})",
+            f"{len(members)} of {len(scenes)} scenes overlap another ({ground})",
             "each place once, or splits by place",
             "none needed for pretraining; the probe keeps places together (--split.block, --split.gap)",
             len(members),

@@ -204,12 +204,13 @@ def check_values(tally: _Tally, files: Sequence[Path], classes: Sequence[int] | 
     if not strange:
         return []
     listed = ", ".join(f"{value} ({counted(tally.pixels[value], 'pixel')})" for value in strange[:_MAX_SAID])
+    more = ", …" if len(strange) > _MAX_SAID else ""
     return [
         Finding(
             "label values",
             "error",
             paths,
-            f"{counted(len(strange), 'value')} not among --classes: {listed}{', …' if len(strange) > _MAX_SAID else ''}",
+            f"{counted(len(strange), 'value')} not among --classes: {listed}{more}",
             f"--classes {' '.join(map(str, classes or ()))}",
             f"add them to --classes, or --ignore {' '.join(map(str, strange[:_MAX_SAID]))}",
             sum(tally.rasters[value] for value in strange),
@@ -232,7 +233,8 @@ def check_balance(tally: _Tally, files: Sequence[Path]) -> list[Finding]:
             "class balance",
             "info",
             (),
-            f"{counted(len(order), 'value')} in {counted(len(files), 'label raster')}, {shares}{more}; {share_without:.1%} unlabelled",
+            f"{counted(len(order), 'value')} in {counted(len(files), 'label raster')}, {shares}{more}; "
+            f"{share_without:.1%} unlabelled",
             "every class with pixels enough to learn and to test it",
             "--class_weights true weighs rare classes in the probe's loss",
             len(files),
@@ -252,7 +254,9 @@ def check_balance(tally: _Tally, files: Sequence[Path]) -> list[Finding]:
         )
     rare = [(value, n) for value, n in reversed(order) if n < max(_RARE * total, _FEW)]
     if rare:
-        listed = ", ".join(f"{value} ({counted(n, 'pixel')} in {tally.rasters[value]})" for value, n in rare[:_MAX_SAID])
+        listed = ", ".join(
+            f"{value} ({counted(n, 'pixel')} in {tally.rasters[value]})" for value, n in rare[:_MAX_SAID]
+        )
         ids = " ".join(str(value) for value, _ in rare[:_MAX_SAID])
         findings.append(
             Finding(

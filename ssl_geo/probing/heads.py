@@ -270,6 +270,6 @@ def build_head(
         return LinearHead(channels, num_classes)
     if name == "patch_linear":
         return PatchLinearHead(channels, num_classes, patch_size=reduction[0])
-    return {"conv_block": ConvBlockHead, "fpn": FPNHead, "dpt": DPTHead}[name](
-        channels, num_classes, hidden_dim or HIDDEN_DIM
-    )
+    wide: Mapping[str, type[ConvBlockHead | FPNHead | DPTHead]]
+    wide = {"conv_block": ConvBlockHead, "fpn": FPNHead, "dpt": DPTHead}
+    return wide[name](channels, num_classes, hidden_dim or HIDDEN_DIM)

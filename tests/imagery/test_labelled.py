@@ -18,9 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ssl_geo.errors import UserError
+from ssl_geo.imagery.geotiff import write_geotiff
 from ssl_geo.imagery.labelled import IGNORED, LabelledChips, LabelledScene, pair_labels
 from ssl_geo.imagery.maps import write_class_map
-from ssl_geo.imagery.geotiff import write_geotiff
 from ssl_geo.imagery.rasters import open_scene, read_labels, read_legend, read_window
 from ssl_geo.imagery.sample import make_sample
 

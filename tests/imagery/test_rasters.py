@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import re
-import tempfile
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -20,8 +19,8 @@ from hypothesis import strategies as st
 
 from ssl_geo.errors import UserError
 from ssl_geo.imagery.archives import find_scenes, walk_scenes
-from ssl_geo.imagery.products import date_in_names, date_in_tag, level_in_names, offset_in_names
 from ssl_geo.imagery.geotiff import write_geotiff
+from ssl_geo.imagery.products import date_in_names, date_in_tag, level_in_names, offset_in_names
 from ssl_geo.imagery.rasters import open_scene, read_labels, read_window
 from ssl_geo.imagery.scenes import NotImageryError, Scene, UnreadableError
 from ssl_geo.imagery.sensors import DEFAULT_BANDS, LIKELY_ORDERS

@@ -40,7 +40,7 @@ def test_parameter_counts_are_those_published(name: str, layers: int, count: int
 
 def test_a_head_must_say_how_it_decodes() -> None:
     abstract: Any = SegmentationHead
-    with pytest.raises(TypeError, match="abstract method '?decode"):
+    with pytest.raises(TypeError, match=r"abstract method '?decode"):
         abstract([4], 2)
 
 
