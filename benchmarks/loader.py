@@ -7,7 +7,6 @@ loader workers. The plain one opens the chip's GeoTIFF with rasterio and makes o
 benchmarks/views.py has it. The headline is the median of the paired ratios without workers. Prints one JSON object.
 """
 
-import argparse
 import itertools
 import os
 import statistics
@@ -20,16 +19,16 @@ import cv2
 import numpy as np
 import rasterio
 import torch
-from paired import finish
+from paired import finish, numbers
 from read import BANDS, SIDE, write_stacks
 from torch.utils.data import DataLoader, Dataset
 from views import plain
 
+from ssl_geo.batches import ViewBatches
 from ssl_geo.imagery.chips import build_index
 from ssl_geo.imagery.datasets import ChipDataset
 from ssl_geo.imagery.packed import open_chips, packed_index
 from ssl_geo.imagery.packing import pack
-from ssl_geo.pretrain import ViewBatches
 from ssl_geo.training.sampling import StepBatches
 from ssl_geo.views.multicrop import MultiCrop, default_recipes
 
@@ -53,11 +52,7 @@ class PlainDataset(Dataset):
 
 def main() -> None:
     """Write and pack the archive, draw batches both ways in turn, and print the figures."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--chips", type=int, default=200)
-    parser.add_argument("--batches", type=int, default=6)
-    parser.add_argument("--rounds", type=int, default=5)
-    settings = parser.parse_args()
+    settings = numbers(__doc__, chips=200, batches=6, rounds=5)
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:

@@ -23,8 +23,8 @@ from paired import finish
 
 from ssl_geo.imagery.arrays import array_written_whole, file_crc32
 from ssl_geo.imagery.chips import ChipIndex, IndexSettings
+from ssl_geo.imagery.geotiff import write_geotiff
 from ssl_geo.imagery.packed import INDEX, MANIFEST, Manifest, Shard
-from ssl_geo.imagery.rasters import write_geotiff
 from ssl_geo.imagery.sensors import DEFAULT_BANDS
 from ssl_geo.imagery.statistics import BandStatistics
 
@@ -119,8 +119,8 @@ def measure(kind: str, folder: Path, steps: int) -> None:
     import torch
     from torch.utils.data import DataLoader, Dataset
 
+    from ssl_geo.batches import ViewBatches
     from ssl_geo.imagery.packed import open_chips
-    from ssl_geo.pretrain import ViewBatches
     from ssl_geo.training.sampling import StepBatches
     from ssl_geo.views.multicrop import MultiCrop, default_recipes
 

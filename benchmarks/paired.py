@@ -1,4 +1,4 @@
-"""What every benchmark shares: timing in neighbouring pairs, describing the machine, one JSON object a benchmark.
+"""What benchmarks share: numbers asked for, timing in neighbouring pairs, the machine, one JSON object a benchmark.
 
 A machine whose speed drifts still gives a steady ratio when the two sides run in turn: the headline of a benchmark is
 the median of the ratios of neighbouring pairs.
@@ -6,6 +6,7 @@ the median of the ratios of neighbouring pairs.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -25,6 +26,14 @@ class Pair(NamedTuple):
     ours: float
     peer: float
     ratio: float
+
+
+def numbers(doc: str | None, **defaults: int) -> argparse.Namespace:
+    """Read whole numbers from the command line, each by the name of its default; `doc` is the benchmark's own."""
+    parser = argparse.ArgumentParser(description=(doc or "").split("\n", 1)[0])
+    for name, default in defaults.items():
+        parser.add_argument(f"--{name}", type=int, default=default)
+    return parser.parse_args()
 
 
 def compare(ours: Callable[[int], object], peer: Callable[[int], object], rounds: int, warm: int = 2) -> Pair:

@@ -7,14 +7,13 @@ steps. Ours runs the frozen backbone once over the chips and trains all heads to
 peer, as most probing scripts do, runs the backbone at every step of every head.
 """
 
-import argparse
 import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from paired import compare, finish
+from paired import compare, finish, numbers
 
 from ssl_geo.backbones import create_backbone
 from ssl_geo.probing.features import FeatureExtractor, auto_layers
@@ -38,11 +37,7 @@ def build_heads(extractor: FeatureExtractor) -> dict[str, tuple[torch.nn.Module,
 
 def main() -> None:
     """Time both and print the figures."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--chips", type=int, default=48)
-    parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--rounds", type=int, default=3)
-    given = parser.parse_args()
+    given = numbers(__doc__, chips=48, epochs=3, rounds=3)
     rng = np.random.default_rng(0)
     images = rng.normal(size=(given.chips, BANDS, SIDE, SIDE)).astype(np.float32)
     labels = rng.integers(0, CLASSES, (given.chips, SIDE, SIDE)).astype(np.uint8)

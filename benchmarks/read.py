@@ -8,7 +8,6 @@ disk. The headline is packed against the stacked GeoTIFF, both read by this proj
 for each chip, stands beside them. Prints one JSON object.
 """
 
-import argparse
 import os
 import tempfile
 from collections.abc import Callable
@@ -16,14 +15,14 @@ from pathlib import Path
 
 import numpy as np
 import rasterio
-from paired import compare, finish
+from paired import compare, finish, numbers
 from scipy.ndimage import gaussian_filter
 
 from ssl_geo.imagery.chips import build_index
 from ssl_geo.imagery.datasets import ChipDataset
+from ssl_geo.imagery.geotiff import write_geotiff
 from ssl_geo.imagery.packed import open_chips, packed_index
 from ssl_geo.imagery.packing import pack
-from ssl_geo.imagery.rasters import write_geotiff
 from ssl_geo.imagery.sensors import DEFAULT_BANDS
 
 BANDS, SIDE = tuple(DEFAULT_BANDS), 120
@@ -32,10 +31,7 @@ COARSE = {"B05", "B06", "B07", "B8A", "B11", "B12"}  # 20 m
 
 def main() -> None:
     """Write the archive in all three forms, read it by turns and print the figures."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--chips", type=int, default=200)
-    parser.add_argument("--rounds", type=int, default=3)
-    settings = parser.parse_args()
+    settings = numbers(__doc__, chips=200, rounds=3)
     with tempfile.TemporaryDirectory() as scratch:
         stacks = write_stacks(Path(scratch) / "stacks", settings.chips)
         folders = write_folders(Path(scratch) / "folders", settings.chips)

@@ -6,25 +6,21 @@ Each is a fresh process, in turn with one that does nothing but import torch, wh
 headline is what the import of torch alone takes against --help. Prints one JSON object.
 """
 
-import argparse
 import os
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
 
-from paired import compare, finish
+from paired import compare, finish, numbers
 
 from ssl_geo.imagery.sample import ensure_sample
-from ssl_geo.pretrain import SAMPLE
 
 
 def main() -> None:
     """Start every command and print the figures."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=2)
-    rounds = parser.parse_args().rounds
-    ensure_sample(SAMPLE)  # once for all; the index is cached by the round that does not count
+    rounds = numbers(__doc__, rounds=2).rounds
+    ensure_sample()  # once for all; the index is cached by the round that does not count
     with tempfile.TemporaryDirectory() as scratch:
 
         def python(*arguments: str) -> Callable[[int], object]:

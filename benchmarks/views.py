@@ -6,14 +6,12 @@ Both make 2 global views of 120 and 6 local views of 56 pixels of chips of ten b
 ours are written there, the plain ones are stacked. The floor is told beside: the warps alone, with their draws.
 """
 
-import argparse
-
 import albumentations as A
 import cv2
 import numpy as np
 import torch
 from albumentations.pytorch import ToTensorV2
-from paired import compare, finish
+from paired import compare, finish, numbers
 
 from ssl_geo.views.geometry import warp
 from ssl_geo.views.multicrop import MultiCrop, ViewRecipe, default_recipes
@@ -50,9 +48,7 @@ def plain(recipe: ViewRecipe, mean: np.ndarray, std: np.ndarray) -> A.Compose:
 
 def main() -> None:
     """Time both and print the figures."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--chips", type=int, default=400)
-    rounds = parser.parse_args().chips // CHIPS
+    rounds = numbers(__doc__, chips=400).chips // CHIPS
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
     rng = np.random.default_rng(0)

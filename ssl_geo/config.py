@@ -1,15 +1,13 @@
 """Every setting of every command: typed, with its unit and its source. Used by the entries alone.
 
-A value of `None` is filled in at the start of a run (`resolve`), from the size of the archive where a comment says so;
-RUN/config.yaml holds what came out.
+A value of `None` is filled in at the start of a run (`presets.resolve`), from the size of the archive where a comment
+says so; RUN/config.yaml holds what came out.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import math
-import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +16,8 @@ from typing import Any, Literal
 import yaml
 
 from ssl_geo.commandline import parse
-from ssl_geo.errors import UserError, one_line_errors
+from ssl_geo.errors import one_line_errors
+from ssl_geo.resuming import read_settings, restarted_by_torchrun, resume_changes
 
 
 @dataclass
@@ -41,7 +40,8 @@ class ArchiveConfig:
     nodata: float | None = None
     """value of unusable pixels, for files that do not declare it; 0 is always taken so in Sentinel-2 integers"""
     chip_size: int | None = None
-    """side of a chip in pixels of the finest grid (10 m); default: 64, on the embedded sample 32"""
+    """side of a chip in pixels of the finest grid (10 m); default: 64, on the embedded sample 32; that of packed
+    chips"""
     min_valid: float = 0.9
     """least share of valid pixels of a chip"""
     allow_mixed: bool = False
@@ -53,14 +53,13 @@ class ArchiveConfig:
     cache: str = "~/.cache/ssl_geo"
     """folder where indexes are kept between runs"""
 
-    def __post_init__(self) -> None:
-        if self.chip_size is None:
-            self.chip_size = 64 if self.paths else 32  # the sample's fields are small: larger chips all look alike
-
     def index_settings(self) -> dict[str, Any]:
         """What decides, beside the files, which chips there are: arguments of `build_index` but the bands."""
         names = "chip_size band_names level scale offset nodata min_valid allow_mixed max_unreadable statistics_chips"
-        return {name: getattr(self, name) for name in names.split()}
+        settings = {name: getattr(self, name) for name in names.split()}
+        if self.chip_size is None:
+            settings["chip_size"] = 64 if self.paths else 32  # the sample's fields are small: larger chips look alike
+        return settings
 
 
 @dataclass
@@ -120,7 +119,7 @@ class BackboneConfig:
 
 @dataclass
 class DINOConfig:
-    """The method (arXiv 2104.14294). Defaults of None depend on the number of chips: see PRESETS."""
+    """The method (arXiv 2104.14294). Defaults of None depend on the number of chips: see ssl_geo/presets.py."""
 
     out_dim: int | None = None
     """prototypes K"""
@@ -211,128 +210,6 @@ class PretrainConfig:
     """of everything random"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """where to compute; auto: cuda where there is one"""
-
-
-# A resumed run may change these: they do not touch its result.
-FREE = ("out", "resume", "resume_changed", "device", "data.workers", "data.cache", "log.")
-# These it may change when told to; what else of `data.` is changed makes other chips, and so another run.
-OF_OTHER_CHIPS = tuple(f"data.{name}" for name in ("paths", "bands", *ArchiveConfig().index_settings()))
-# What versions did that had no such setting: a run of theirs keeps to it.
-BEFORE_IT_WAS_A_SETTING = {"views.backend": "opencv"}
-
-
-@dataclass(frozen=True)
-class Preset:
-    """Settings that depend on how much there is to learn from; warm-up and freeze are shares of the run."""
-
-    name: str
-    below: float  # chips
-    reason: str
-    out_dim: int
-    teacher_momentum: float
-    peak_lr: float | None  # whatever the batch; None: the paper's 5e-4 for a batch of 256, in proportion
-    teacher_temp: float = 0.04
-    warmup: float = 0.1
-    freeze: float = 0.01
-
-
-# A small archive wants a faster teacher, fewer prototypes, a high learning rate and warm-ups in proportion to a short
-# run, else the loss stays at ln K: facebookresearch/dino issues 43 and 246, dinov2 issue 407.
-PRESETS = (
-    Preset("small", 10_000, "few prototypes, a fast teacher, a high learning rate", 1024, 0.99, 1e-3),
-    Preset("medium", 200_000, "fewer prototypes and a faster teacher than the paper's", 8192, 0.99, 1e-3),
-    Preset("large", math.inf, "the paper's values", 65_536, 0.996, None),
-)
-SAMPLE_STEPS = 100
-
-
-def resolve(config: PretrainConfig, chips: int, world: int = 1) -> list[str]:
-    """Fill in what was left open, from the number of chips, and check what was given.
-
-    Args:
-        config: Changed in place; `views` sizes are left to the recipe, which knows the patch size.
-        chips: Number of chips in the index.
-        world: Number of processes.
-
-    Returns:
-        Lines to print: what was chosen and why.
-
-    Raises:
-        UserError: A value that cannot work, with what is allowed.
-    """
-    lines = []
-    preset = next(p for p in PRESETS if chips < p.below)
-    if config.steps is None:
-        config.steps = 100 * math.ceil(chips / config.optim.batch_size) if config.data.paths else SAMPLE_STEPS
-        lines.append(
-            f"steps {config.steps}: {config.steps * config.optim.batch_size / chips:.0f} epochs of {chips} chips"
-        )
-    if config.steps < 1:
-        raise UserError(f"--steps is {config.steps}; it must be at least 1")
-    chosen = {
-        "dino.out_dim": preset.out_dim,
-        "dino.teacher_momentum": preset.teacher_momentum,
-        "dino.teacher_temp": preset.teacher_temp,
-        "optim.lr": 5e-4 if preset.peak_lr is None else preset.peak_lr * 256 / config.optim.batch_size,
-        "optim.warmup_steps": round(preset.warmup * config.steps),
-        "dino.freeze_last_layer_steps": round(preset.freeze * config.steps),
-    }
-    filled = []
-    momentum = config.dino.teacher_momentum
-    if momentum is not None and not 0 <= momentum < 1:
-        raise UserError(
-            f"--dino.teacher_momentum is {momentum:g}; it must be at least 0 and less than 1, where the teacher would "
-            "never move"
-        )
-    for name, value in chosen.items():
-        group, key = name.split(".")
-        if getattr(getattr(config, group), key) is None:
-            setattr(getattr(config, group), key, value)
-            filled.append(f"{name} {value}")
-    if filled:
-        lines.append(f"preset {preset.name} for {chips} chips ({preset.reason}): {', '.join(filled)}")
-    if config.dino.warmup_teacher_temp is None:
-        config.dino.warmup_teacher_temp = config.dino.teacher_temp
-    for name in ("optim.warmup_steps", "dino.warmup_teacher_temp_steps", "dino.freeze_last_layer_steps"):
-        group, key = name.split(".")
-        length = getattr(getattr(config, group), key)
-        if not 0 <= length <= config.steps:
-            raise UserError(f"--{name} is {length}; it must lie between 0 and the run's {config.steps} steps (--steps)")
-    parts = world * config.optim.accumulate
-    if config.optim.batch_size < 1 or parts < 1 or config.optim.batch_size % parts:
-        raise UserError(
-            f"--optim.batch_size is {config.optim.batch_size}; give a multiple of {parts}: the chips of a step are "
-            f"shared by {world} processes with {config.optim.accumulate} micro-batches each (--optim.accumulate)"
-        )
-    if config.log.every < 1 or config.log.health_every < 1 or config.log.checkpoint_every < 1 or config.log.keep < 1:
-        raise UserError("--log.every, --log.health_every, --log.checkpoint_every and --log.keep must be at least 1")
-    return lines
-
-
-def changed_settings(before: dict[str, Any], now: dict[str, Any]) -> dict[str, str]:
-    """Name the settings that would change a run's result.
-
-    Args:
-        before: RUN/config.yaml as plain values; what an older version did not know counts as the default.
-        now: What was asked for on resuming.
-
-    Returns:
-        By name what changed, as ``0.001 -> 0.002``.
-    """
-    defaults = _flat(to_dict(PretrainConfig())) | BEFORE_IT_WAS_A_SETTING
-    old, new = defaults | _flat(before), _flat(now)
-    changed = [k for k in sorted({*old, *new}) if old.get(k) != new.get(k) and not k.startswith(FREE)]
-    return {k: f"{old.get(k)} -> {new.get(k)}" for k in changed}
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict) and key != "arguments":
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
-    return flat
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -513,63 +390,19 @@ def pretrain_config(argv: list[str] | None = None) -> PretrainConfig:
     config = parse(PretrainConfig, PROGRAM, argv, short, usage)
     _make_paths_absolute(config)
     with one_line_errors(PROGRAM):
-        if _restarted_by_torchrun(config):
+        if restarted_by_torchrun(config.out, config.resume):
             config.resume = config.out
             argv = [*argv, "--resume", str(config.out)]
-    if config.resume is None:
-        return config
-    recipe = Path(config.resume) / "config.yaml"
-    with one_line_errors(PROGRAM):
-        if not recipe.is_file():
-            raise UserError(f"--resume {config.resume} is not a run folder: it has no config.yaml")
-        before = _read_settings(recipe)
+        if config.resume is None:
+            return config
+        before = read_settings(config.resume)
+        recipe = Path(config.resume) / "config.yaml"
         resumed = parse(PretrainConfig, PROGRAM, ["--config", str(recipe), *argv], short, usage)
         _make_paths_absolute(resumed)
         if "backend" not in before.get("views", {}) and resumed.views.backend == "auto":
             resumed.views.backend = "opencv"
-        resume_changes(resumed)
+        resume_changes(to_dict(resumed), to_dict(PretrainConfig()))
     return resumed
-
-
-def _restarted_by_torchrun(config: PretrainConfig) -> bool:
-    """Whether torchrun has started the same command again after a rank died, and the run that it began is there."""
-    if config.resume is None and config.out is None and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)):
-        raise UserError("torchrun --max-restarts goes on with the run that --out names: give it")
-    restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
-    return restarts > 0 and config.resume is None and (Path(config.out or "") / "config.yaml").is_file()
-
-
-def resume_changes(config: PretrainConfig) -> list[str]:
-    """What a resumed run changes of the settings that decide its result, a line each.
-
-    Raises:
-        UserError: It was not told to, or what changes cannot.
-    """
-    assert config.resume is not None
-    changed = changed_settings(_read_settings(Path(config.resume) / "config.yaml"), to_dict(config))
-    lines = [f"{name} {values}" for name, values in changed.items()]
-    if changed and not config.resume_changed:
-        raise UserError(
-            f"--resume {config.resume} with other settings: {'; '.join(lines)}; leave them out, or give "
-            "--resume_changed to go on with them, to another result"
-        )
-    if others := [name for name in changed if name in OF_OTHER_CHIPS]:
-        raise UserError(
-            f"--resume {config.resume} keeps to its chips, {', '.join(others)} cannot change: start anew with --out, "
-            f"from its backbone with --backbone.weights {config.resume}"
-        )
-    return lines
-
-
-def _read_settings(recipe: Path) -> dict[str, Any]:
-    """RUN/config.yaml as plain values."""
-    try:
-        settings = yaml.safe_load(recipe.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{recipe} is damaged or holds more than plain settings ({error}): start anew") from error
-    if not isinstance(settings, dict) or not all(isinstance(name, str) for name in settings):
-        raise UserError(f"{recipe} is damaged: it holds no settings; start anew with --out")
-    return settings
 
 
 def _make_paths_absolute(config: PretrainConfig) -> None:

@@ -16,16 +16,14 @@ from ssl_geo.files import written_whole
 from ssl_geo.imagery.diagnosis import diagnose
 from ssl_geo.imagery.diagnosis_report import as_html, as_json, as_text
 from ssl_geo.imagery.findings import exit_code
-from ssl_geo.imagery.sample import ensure_sample
-
-SAMPLE = Path("data/sample")
+from ssl_geo.imagery.sample import SAMPLE, ensure_sample
 
 
 def main(config: DoctorConfig) -> int:
     """Look, print the table, write it if asked to; the exit code says the worst: 0 clean, 1 warnings, 2 errors."""
     paths, labels = list(map(Path, config.paths)), list(map(Path, config.labels))
     if not paths:
-        ensure_sample(SAMPLE)
+        ensure_sample()
         paths, labels = [SAMPLE / "images"], labels or [SAMPLE / "labels"]
     out = None if config.out is None else Path(config.out)
     if out is not None:  # before the long look, not after it

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 def written_whole(path: Path) -> Iterator[Path]:
     """Give a hidden path beside `path` to write to; it takes the name of `path` when all of it is on the disk.
 
-    On an error, or where the process dies, `path` stays as it was. Two processes do not disturb each other.
+    On an error, or where the process dies, `path` stays as it was. Processes and threads do not disturb each other.
 
     Args:
         path: In a folder that exists.
@@ -20,7 +21,7 @@ def written_whole(path: Path) -> Iterator[Path]:
     Yields:
         The path to write to, with the suffix of `path`.
     """
-    partial = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    partial = path.with_name(f".{path.stem}.{os.getpid()}-{threading.get_ident()}{path.suffix}")
     try:
         yield partial
         with partial.open("rb+") as file:

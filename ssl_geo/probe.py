@@ -8,80 +8,44 @@ from ssl_geo.errors import UserError, nearest, one_line_errors
 if __name__ == "__main__":  # settings first: --help answers before torch is imported
     SETTINGS = probe_config()
 
-import dataclasses
 import datetime
 import hashlib
-import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 import ssl_geo
 from ssl_geo.backbones import load_backbone, untrained
 from ssl_geo.figures import readable_layer
-from ssl_geo.imagery.labelled import LabelledChips, pair_labels
 from ssl_geo.imagery.maps import write_class_map
-from ssl_geo.imagery.quickcheck import check_labelled
-from ssl_geo.imagery.sample import ensure_sample
 from ssl_geo.imagery.sensors import DEFAULT_BANDS
 from ssl_geo.probing.enlarging import dense_features
 from ssl_geo.probing.features import Extractor, auto_layers, list_layers
 from ssl_geo.probing.fit import Fitted, Recipe, class_weights, predict, train_heads
-from ssl_geo.probing.footprints import Footprints, box_on_earth
+from ssl_geo.probing.footprints import box_on_earth
 from ssl_geo.probing.heads import HEADS, build_head
 from ssl_geo.probing.pace import Laps, measure_pace
 from ssl_geo.probing.pixels import PIXELS, BesidePixels, fit_linear_on_layers
 from ssl_geo.probing.report import ModelResult, ProbeReport, write_report
 from ssl_geo.probing.results import append_result, result_row
-from ssl_geo.probing.rivals import RivalChip, score_rivals
+from ssl_geo.probing.rivals import score_rivals
 from ssl_geo.probing.saved import HeadDescription, save_head
 from ssl_geo.probing.scoring import TestChips, score_heads
-from ssl_geo.probing.splits import ChipSplit, split_chips
 from ssl_geo.probing.store import FeatureStore, extract, predicted_bytes, store_key, stored_chips
 from ssl_geo.reporting.page import write_page
 from ssl_geo.reporting.probing import ProbeChips, chosen_chips, probe_page
+from ssl_geo.task import Task, labelled_task
 from ssl_geo.training import distributed
-from ssl_geo.views.photometry import standardize_chip
 
-SAMPLE = Path("data/sample")
-SAMPLE_CHIP = 120  # pixels; nine chips a scene, large enough for features to see what surrounds a pixel
 SINGLE_LAYER = ("linear", "patch_linear")  # heads that are trained on each layer by itself; the others on all
 PIXEL_ROWS = 20_000  # training pixels of the linear probe and of the baselines
 PACE_CHIPS = 8
 FEATURED = 4  # chips whose features the page shows
 UNTRAINED = "random initialization, "  # before the name of a model on the untrained backbone
-
-
-@dataclass(frozen=True)
-class Task:
-    """The labelled chips, their split, and how pixels are standardized."""
-
-    chips: LabelledChips
-    split: ChipSplit
-    mean: npt.NDArray[np.float32]
-    std: npt.NDArray[np.float32]
-
-    @property
-    def num_classes(self) -> int:
-        """C."""
-        return len(self.chips.ids)
-
-    def standardized(self, number: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
-        """Image (C, H, W) as the backbone takes it, and labels (H, W)."""
-        chip = self.chips[number]
-        return standardize_chip(chip.reflectance, chip.valid, self.mean, self.std), chip.labels
-
-    def rival_chip(self, number: int) -> RivalChip:
-        """A chip as the baselines take it."""
-        chip = self.chips[number]
-        filled = np.where(chip.valid, chip.reflectance, self.mean[:, None, None])
-        return RivalChip(filled, standardize_chip(chip.reflectance, chip.valid, self.mean, self.std), chip.labels)
 
 
 def main(config: ProbeConfig) -> int:
@@ -215,63 +179,6 @@ def check(config: ProbeConfig) -> None:
     if bool(config.images) != bool(config.labels):
         given, lacking = ("images", "labels") if config.images else ("labels", "images")
         raise UserError(f"--{given} without --{lacking}: give both, or neither for the embedded sample")
-
-
-def labelled_task(config: ProbeConfig, description: Mapping[str, Any]) -> Task:
-    """Pair images with labels, cut them into chips and split these by place."""
-    images, labels = [Path(path) for path in config.images], [Path(path) for path in config.labels]
-    given = given_splits(Path(config.split.file)) if config.split.file else None
-    if not images:
-        ensure_sample(SAMPLE)
-        images, labels = [SAMPLE / "images"], [SAMPLE / "labels"]
-        given = given or {s["name"]: s["split"] for s in json.loads((SAMPLE / "sample.json").read_text())["scenes"]}
-    scenes = pair_labels(
-        images,
-        labels,
-        align=config.align,
-        classes=config.classes,
-        ignore=config.ignore,
-        **dataclasses.asdict(config.data),
-    )
-    size = config.chip_size or (description.get("chip_size", 64) if config.images else SAMPLE_CHIP)
-    chips = LabelledChips(scenes, bands=description["bands"], chip_size=size, context=config.context)
-    for line in [*chips.report(), *check_labelled(chips)]:
-        print(line)
-    pixel = 1.0 if chips.size_m is None else float(chips.size_m.mean() / size)
-    split = split_chips(
-        footprints(chips),
-        chips.class_pixels,
-        block=config.split.block or 2 * size * pixel,
-        fractions=config.split.fractions,
-        gap=config.split.gap,
-        given=None if given is None else chips.given(given),
-    )
-    if not len(split.chips("val")):
-        raise UserError("no chip in val, which chooses between models: give it a share, --split.fractions or .file")
-    mean, std = description.get("mean"), description.get("std")
-    if mean is None or std is None:  # a timm model: standardize with the training chips
-        mean, std = chips.statistics(split.chips("train"))
-    return Task(chips, split, np.asarray(mean, np.float32), np.asarray(std, np.float32))
-
-
-def given_splits(file: Path) -> dict[str, str]:
-    """Split of each image by its name, from JSON."""
-    try:
-        given = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"--split.file {file} is no readable JSON file ({error})") from error
-    if not isinstance(given, dict) or not all(isinstance(split, str) for split in given.values()):
-        raise UserError(f'--split.file {file} must hold {{"image name": "train", "val" or "test"}}')
-    return given
-
-
-def footprints(chips: LabelledChips) -> Footprints:
-    """Where the chips lie on the ground, or in their image where that has no georeferencing."""
-    if chips.lonlat is not None and chips.size_m is not None:
-        return Footprints.on_earth(chips.lonlat, chips.size_m)
-    size = chips.chip_size
-    bounds = np.stack([chips.col, chips.row, chips.col + size, chips.row + size], axis=1)
-    return Footprints.in_plane([str(number) for number in chips.scene], bounds, unit="pixels")
 
 
 def features_folder(config: ProbeConfig, extractor: Extractor, task: Task) -> Path:

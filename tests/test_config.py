@@ -4,11 +4,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given
-from hypothesis import strategies as st
 
-from ssl_geo.config import PretrainConfig, changed_settings, pretrain_config, resolve, to_dict, to_yaml
-from ssl_geo.errors import UserError
+from ssl_geo.config import pack_config, pretrain_config, to_dict, to_yaml
+from ssl_geo.presets import resolve
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
@@ -29,6 +27,14 @@ def test_one_folder_and_several_are_written_alike():
     assert pretrain_config(["--data.band_names", "B02", "B03"]).data.band_names == ["B02", "B03"]
     assert pretrain_config(["--data.band_names", "[B02, B03]"]).data.band_names == ["B02", "B03"]
     assert pretrain_config(["--views.local_scale", "0.1", "0.3"]).views.local_scale == (0.1, 0.3)
+
+
+@pytest.mark.parametrize("read", [pretrain_config, pack_config])
+def test_ones_own_imagery_is_not_cut_into_chips_of_the_samples_size(read):
+    """The default was once chosen before the command line had been read: 32 pixels for everybody."""
+    assert read([]).data.index_settings()["chip_size"] == 32
+    assert read(["--data", "scenes"]).data.index_settings()["chip_size"] == 64
+    assert read(["--data", "scenes", "--data.chip_size", "120"]).data.index_settings()["chip_size"] == 120
 
 
 def test_paths_are_kept_whole_for_whoever_resumes_elsewhere(tmp_path, monkeypatch):
@@ -92,57 +98,6 @@ def test_help_answers_without_torch():
         "import sys, ssl_geo, ssl_geo.config; print([m for m in sys.modules if m.split('.')[0] in ('torch', 'timm')])"
     )
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
-
-
-@given(st.integers(1, 10**7), st.integers(1, 10_000))
-def test_presets_fit_any_archive_and_any_length(chips, steps):
-    config = PretrainConfig(steps=steps)
-    config.data.paths = ["DIR"]
-    resolve(config, chips)
-    assert 0 <= config.optim.warmup_steps <= steps
-    assert 0 <= config.dino.freeze_last_layer_steps <= steps
-    assert 0.9 < config.dino.teacher_momentum < 1
-
-
-def test_a_small_archive_gets_a_faster_teacher_and_says_so():
-    small, large = PretrainConfig(steps=100), PretrainConfig(steps=100)
-    small.data.paths = large.data.paths = ["DIR"]
-    line = resolve(small, 300)[-1]
-    resolve(large, 10**6)
-    assert small.dino.teacher_momentum < large.dino.teacher_momentum == 0.996
-    assert small.dino.out_dim < large.dino.out_dim == 65_536
-    assert "300 chips" in line
-    assert "dino.teacher_momentum 0.99" in line
-
-
-@pytest.mark.parametrize("momentum", [1.0, 1.5, -0.1])
-def test_a_teacher_that_never_moves_is_refused(momentum):
-    config = PretrainConfig(steps=100)
-    config.dino.teacher_momentum = momentum
-    with pytest.raises(UserError, match=rf"--dino.teacher_momentum is {momentum:g}; it must be at least 0 and less"):
-        resolve(config, 300)
-
-
-def test_what_the_user_set_is_left_alone():
-    config = PretrainConfig(steps=100)
-    config.dino.out_dim = 77
-    assert "out_dim" not in " ".join(resolve(config, 300))
-    assert config.dino.out_dim == 77
-
-
-def test_a_warmup_longer_than_the_run_is_refused():
-    config = pretrain_config(["--steps", "10", "--dino.warmup_teacher_temp_steps", "11"])
-    with pytest.raises(
-        UserError, match=r"--dino.warmup_teacher_temp_steps is 11; it must lie between 0 and the run's 10"
-    ):
-        resolve(config, 100)
-
-
-def test_changed_settings_are_named_and_free_ones_are_not():
-    before = to_dict(pretrain_config(["--optim.lr", "0.1"]))
-    now = to_dict(pretrain_config(["--optim.lr", "0.2", "--data.workers", "3", "--log.every", "1", "--out", "x"]))
-    assert changed_settings(before, now) == {"optim.lr": "0.1 -> 0.2"}
-    assert changed_settings(before, before) == {}
 
 
 def test_what_an_older_version_did_not_know_has_not_changed(tmp_path, capsys):

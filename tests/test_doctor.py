@@ -16,7 +16,7 @@ from ssl_geo.errors import UserError
 from ssl_geo.imagery.diagnosis import Diagnosis
 from ssl_geo.imagery.diagnosis_report import as_html, as_text
 from ssl_geo.imagery.findings import MAX_PATHS, Finding, exit_code, merge
-from ssl_geo.imagery.rasters import write_geotiff
+from ssl_geo.imagery.geotiff import write_geotiff
 from ssl_geo.imagery.sample import make_sample
 
 GRID = {"crs": "EPSG:32632", "transform": (10.0, 0.0, 6e5, 0.0, -10.0, 5.4e6)}

@@ -18,9 +18,9 @@ from safetensors import safe_open
 import ssl_geo.pretrain
 from ssl_geo.config import pretrain_config
 from ssl_geo.errors import UserError
-from ssl_geo.imagery import datasets, rasters
+from ssl_geo.imagery import datasets, gdal
 from ssl_geo.imagery.datasets import ChipDataset
-from ssl_geo.imagery.rasters import write_geotiff
+from ssl_geo.imagery.geotiff import write_geotiff
 from ssl_geo.pretrain import main
 from ssl_geo.training import runs
 
@@ -98,7 +98,7 @@ def test_loaders_that_die_again_and_again_end_the_run_in_one_line(tmp_path, argu
 def test_a_file_that_vanishes_stops_the_run_saved_and_mended_it_is_the_run_undisturbed(
     tmp_path, imagery, arguments, monkeypatch, workers
 ):
-    monkeypatch.setattr(rasters, "_MAX_OPEN", 1)  # else these small files are read from memory once they were open
+    monkeypatch.setattr(gdal, "_MAX_OPEN", 1)  # else these small files are read from memory once they were open
     settings = [*arguments, "--steps", "12", "--data.workers", workers]
     pretrain(tmp_path / "whole", settings)
     file = sorted(imagery.iterdir())[1]

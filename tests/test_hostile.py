@@ -16,12 +16,13 @@ from ssl_geo import load_backbone
 from ssl_geo.config import pretrain_config
 from ssl_geo.errors import UserError
 from ssl_geo.imagery.chips import ChipIndex, build_index
+from ssl_geo.imagery.geotiff import write_geotiff
 from ssl_geo.imagery.packed import PackedChips, packed_index
 from ssl_geo.imagery.packing import pack
-from ssl_geo.imagery.rasters import find_scenes, open_scene, read_labels, read_window, write_geotiff
+from ssl_geo.imagery.rasters import find_scenes, open_scene, read_labels, read_window
 from ssl_geo.pretrain import main
-from ssl_geo.probe import given_splits
 from ssl_geo.probing import store
+from ssl_geo.task import given_splits
 from ssl_geo.training import runs
 from ssl_geo.weights import read_tensors, read_torch
 
@@ -210,7 +211,7 @@ def test_an_index_of_an_older_version_is_refused_with_what_mends_it(tmp_path):
     table = pq.read_table(path)
     metadata = json.loads(table.schema.metadata[b"ssl_geo.chips"]) | {"format_version": 1}
     pq.write_table(table.replace_schema_metadata({b"ssl_geo.chips": json.dumps(metadata)}), path)
-    with pytest.raises(UserError, match="format 1, this version reads 2: delete it"):
+    with pytest.raises(UserError, match="format 1, this version reads 2: build it anew"):
         ChipIndex.load(path)
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from ssl_geo.config import pack_config
 from ssl_geo.errors import UserError
-from ssl_geo.imagery.rasters import write_geotiff
+from ssl_geo.imagery.geotiff import write_geotiff
 from ssl_geo.pack import main
 
 

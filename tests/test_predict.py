@@ -15,7 +15,8 @@ from ssl_geo import predict
 from ssl_geo.backbones import create_backbone, describe_backbone
 from ssl_geo.config import predict_config
 from ssl_geo.errors import UserError
-from ssl_geo.imagery.rasters import open_scene, read_window, write_geotiff
+from ssl_geo.imagery.geotiff import write_geotiff
+from ssl_geo.imagery.rasters import open_scene, read_window
 from ssl_geo.predict import main
 from ssl_geo.probing.features import FeatureExtractor
 from ssl_geo.probing.heads import build_head

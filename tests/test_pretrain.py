@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import rasterio
 import torch
+import yaml
 
 from ssl_geo import load_backbone
 from ssl_geo.config import pack_config, pretrain_config
 from ssl_geo.errors import UserError
-from ssl_geo.imagery.rasters import write_geotiff
+from ssl_geo.imagery.geotiff import write_geotiff
 from ssl_geo.pack import main as pack
 from ssl_geo.pretrain import main
 from ssl_geo.training import runs
@@ -203,6 +204,9 @@ def test_a_change_that_cannot_work_is_one_line(tmp_path, arguments, capsys):
         pretrain_config([*told, "--data.bands", "B02"])
     assert "keeps to its chips, data.bands cannot change" in capsys.readouterr().err
     assert (run / "config.yaml").read_bytes() == before
+    (run / "index.parquet").write_bytes(b"")
+    with pytest.raises(UserError, match=r"index.parquet cannot be read as a chip index [^\n]*: start anew with --out"):
+        main(pretrain_config(["--resume", str(run)]))
 
 
 def test_a_run_killed_before_its_first_checkpoint_starts_again(tmp_path, arguments, capsys):
@@ -220,9 +224,11 @@ def test_packed_chips_give_the_losses_of_the_scenes_bit_for_bit(tmp_path, argume
     packed = str(tmp_path / "packed")
     assert pack(pack_config([*settings, "--data.chip_size", "32", "--out", packed])) == 0
     scenes = pretrain(tmp_path / "scenes", arguments, *VIT, "--steps", "4")
-    from_packed = [*TINY, *VIT, "--data", packed]
+    side = TINY.index("--data.chip_size")
+    from_packed = [*TINY[:side], *TINY[side + 2 :], *VIT, "--data", packed]  # whose chips have the size they have
     whole = pretrain(tmp_path / "whole", from_packed, "--steps", "4", "--data.workers", "1")
     assert losses(whole) == losses(scenes)
+    assert yaml.safe_load((tmp_path / "whole" / "config.yaml").read_text())["data"]["chip_size"] == 32
     assert "limited by" in capsys.readouterr().out
     part = tmp_path / "part"
     pretrain(part, from_packed, "--steps", "4", "--log.checkpoint_every", "2", "--log.keep", "9")

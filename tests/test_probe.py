@@ -12,7 +12,7 @@ import torch
 from ssl_geo.backbones import create_backbone, describe_backbone, export_backbone
 from ssl_geo.config import probe_config
 from ssl_geo.errors import UserError
-from ssl_geo.imagery.rasters import write_geotiff
+from ssl_geo.imagery.geotiff import write_geotiff
 from ssl_geo.imagery.sensors import DEFAULT_BANDS
 from ssl_geo.probe import PACE_CHIPS, main
 from ssl_geo.probing.features import FeatureExtractor

@@ -27,14 +27,13 @@ from torch import nn
 from tqdm import tqdm
 
 from benchmarks.paired import machine
-from benchmarks.study.scores import Blocks, mean_counts, score_backbone, score_plain
+from benchmarks.study.scores import Blocks, score_backbone, score_plain
 from benchmarks.study.sets import SIX, TWELVE, LabelledSet, cloud, landcover, sample, seasonal, water
 from ssl_geo.backbones import create_backbone, load_backbone, untrained
-from ssl_geo.imagery.sample import ensure_sample
+from ssl_geo.imagery.sample import SAMPLE, ensure_sample
 from ssl_geo.imagery.sensors import DEFAULT_BANDS
 from ssl_geo.probing.intervals import bootstrap, paired_difference
 
-SAMPLE = Path("data/sample")
 UNLABELLED = ("scenes", "bigearthnet", "chips_coastal", "chips_seasonal", "jp2_multires")
 SEEDS = 3  # of random initialization
 TOLD_TO_STOP = 75  # exit code of a run that was told to stop and has saved
@@ -54,7 +53,7 @@ def main() -> None:
     parser.add_argument("--only", choices=["real", "sample"], help="one of the two halves")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
-    ensure_sample(SAMPLE)
+    ensure_sample()
     halves: dict[str, tuple[list[str], int]] = {
         "real": (imagery(given.data), given.steps_real),
         "sample": ([], given.steps_sample),
@@ -128,16 +127,14 @@ def table(run: Path, labelled: LabelledSet) -> list[dict[str, Any]]:
     mean, std = standardizing(run, labelled)
     plain = score_plain(labelled, mean, std)
     # Random initialization has the counts of all its seeds; all else counts as often, so that blocks have one size.
-    counts: dict[str, Blocks] = {
-        name: SEEDS * plain[name] for name in ("majority class", "pixels", "random convolutions")
-    }
+    counts: dict[str, Blocks] = {name: SEEDS * plain[name] for name in PLAIN}
     whole = backbone_of(run, labelled)
     seeds: list[dict[str, Blocks]] = []
     for seed in tqdm(range(SEEDS), desc=f"{labelled.name}: random initialization", unit="seed"):
         torch.manual_seed(seed)
         seeds.append(score_backbone(untrained(whole), labelled, mean, std))
     for kind in ("features", "features + pixels"):
-        counts[f"random initialization, {kind}"] = mean_counts([found[kind] for found in seeds])
+        counts[f"random initialization, {kind}"] = np.sum([found[kind] for found in seeds], axis=0)
     for number in tqdm(chosen, desc=f"{labelled.name}: checkpoints", unit="checkpoint"):
         scored = score_backbone(backbone_of(checkpoints[number], labelled), labelled, mean, std)
         for kind, blocks in scored.items():
@@ -187,12 +184,7 @@ def described(source: Path) -> dict[str, Any]:
 
 def markdown(name: str, rows: list[dict[str, Any]]) -> str:
     """A table of a set."""
-    lines = [
-        f"### {name}",
-        "",
-        "| model | mIoU | accuracy | over random initialization | over pixels |",
-        "|---|---|---|---|---|",
-    ]
+    lines = [f"### {name}", "", f"| {' | '.join(HEADER)} |", "|---" * len(HEADER) + "|"]
     for row in rows:
         lines.append(
             f"| {row['model']} | {told(row['miou'])} | {row['accuracy']:.3f} | {told(row['over_random'], '+')} "

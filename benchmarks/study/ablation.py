@@ -22,10 +22,10 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks.paired import machine
-from benchmarks.study.__main__ import SAMPLE, backbone_of, standardizing, told
+from benchmarks.study.__main__ import backbone_of, standardizing, told
 from benchmarks.study.scores import score_backbone
 from benchmarks.study.sets import CHOOSING, Fold, LabelledSet, sample
-from ssl_geo.imagery.sample import ensure_sample
+from ssl_geo.imagery.sample import SAMPLE, ensure_sample
 from ssl_geo.probing.intervals import bootstrap, paired_difference
 
 VARIANTS: dict[str, list[str]] = {
@@ -59,7 +59,7 @@ def main() -> None:
     if unknown := sorted(set(given.names) - set(VARIANTS)):
         parser.error(f"there is no variant {unknown[0]!r}; there are {'; '.join(VARIANTS)}")
     given.out.mkdir(parents=True, exist_ok=True)
-    ensure_sample(SAMPLE)
+    ensure_sample()
     labelled = validated(sample(SAMPLE))
     rows: list[dict[str, Any]] = []
     reference = None

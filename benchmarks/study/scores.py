@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -87,8 +86,3 @@ def score_plain(labelled: LabelledSet, mean: Floats, std: Floats) -> dict[str, B
 def tested(labelled: LabelledSet, fold: Fold) -> TestChips:
     """The fold's test chips."""
     return TestChips(fold.test, fold.block, len(labelled.chips.ids))
-
-
-def mean_counts(seeds: Sequence[Blocks]) -> Blocks:
-    """Counts of several seeds added up."""
-    return np.sum(seeds, axis=0)

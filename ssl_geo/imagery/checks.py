@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ssl_geo.errors import UserError
-from ssl_geo.imagery.findings import Finding
-from ssl_geo.imagery.rasters import to_lonlat
+from ssl_geo.imagery.coordinates import to_lonlat
+from ssl_geo.imagery.findings import Finding, counted
 from ssl_geo.imagery.scenes import Scene
 from ssl_geo.imagery.sensors import DEFAULT_BANDS, KNOWN_BANDS
 
@@ -44,7 +44,7 @@ def declare_nodata(scene: Scene, value: float) -> str:
     files = sorted({source.file for source in scene.sources})
     if any(file.lower().endswith(".jp2") for file in files):
         return f"--data.nodata {text} (JPEG 2000 cannot be edited in place)"
-    more = f" and likewise {len(files) - 1} more band files" if len(files) > 1 else ""
+    more = f" and likewise {counted(len(files) - 1, 'more band file')}" if len(files) > 1 else ""
     return f"rio edit-info --nodata {text} {files[0]}{more}"
 
 
@@ -138,7 +138,8 @@ def check_resolutions(scene: Scene) -> list[Finding]:
             "mixed resolutions",
             "info",
             (scene.path,),
-            ", ".join(f"{counts[ratio]} bands of {size * ratio:g}" for ratio in ratios) + " units of the CRS",
+            ", ".join(f"{counted(counts[ratio], 'band')} of {size * ratio:g}" for ratio in ratios)
+            + " units of the CRS",
             "one resolution",
             "none needed: coarser bands are replicated to the finest grid",
         )

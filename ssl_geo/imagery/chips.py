@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import threading
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ssl_geo.errors import UserError, nearest
+from ssl_geo.files import written_whole
 from ssl_geo.imagery.archives import FoundScene, walk_scenes
 from ssl_geo.imagery.columns import mapped_columns, stored_once
 from ssl_geo.imagery.products import LEVELS, metadata_file
@@ -142,27 +142,26 @@ class ChipIndex:
             "fingerprint": self.fingerprint,
         }
         table = self.table.replace_schema_metadata({_METADATA_KEY: json.dumps(metadata).encode()})
-        partial = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.partial")
-        try:
+        with written_whole(path) as partial:
             pq.write_table(table, partial, compression="zstd")
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> ChipIndex:
+    def load(cls, path: str | os.PathLike[str], *, mend: str = "build it anew with build_index") -> ChipIndex:
         """Read an index.
+
+        Args:
+            path: The Parquet file.
+            mend: What to do where it cannot be read; ends the message.
 
         Raises:
             UserError: If the file is missing, no chip index, damaged, or of another format version.
         """
-        mend = "delete it, and it is built anew from the imagery"
         try:
             metadata = json.loads((pq.read_schema(path).metadata or {})[_METADATA_KEY])
             if metadata["format_version"] != FORMAT_VERSION:
                 raise UserError(
-                    f"{path} is a chip index of format {metadata['format_version']}, this version reads "
-                    f"{FORMAT_VERSION}: {mend}"
+                    f"{path} is a chip index of format {metadata['format_version']}, "
+                    f"this version reads {FORMAT_VERSION}: {mend}"
                 )
             settings = metadata["settings"]
             for name in ("bands", "band_names"):
@@ -291,7 +290,7 @@ def cached_index(
     rebuilt: tuple[str, ...] = ()
     if file.exists():
         try:
-            index = ChipIndex.load(file)
+            index = ChipIndex.load(file, mend="nothing needs doing")
             if index.fingerprint == _fingerprint(found, checked):
                 return index
         except UserError as error:

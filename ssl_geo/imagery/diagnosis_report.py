@@ -7,10 +7,9 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, select_autoescape
-
+from ssl_geo.html import fill
 from ssl_geo.imagery.diagnosis import Diagnosis
-from ssl_geo.imagery.findings import SEVERITIES, Finding, exit_code
+from ssl_geo.imagery.findings import SEVERITIES, Finding, counted, exit_code
 
 FORMAT = 1
 """Of the JSON; raised with every change that a reader of it would notice."""
@@ -73,10 +72,8 @@ def as_json(diagnosis: Diagnosis, settings: Mapping[str, Any], version: str) -> 
 
 def as_html(diagnosis: Diagnosis, settings: Mapping[str, Any], version: str) -> str:
     """The diagnosis as one page, readable on a phone and in the dark; what files and paths hold is escaped."""
-    environment = Environment(
-        loader=PackageLoader("ssl_geo.imagery", "."), autoescape=select_autoescape(["html"]), trim_blocks=True
-    )
-    return environment.get_template("diagnosis.html").render(
+    return fill(
+        "imagery/diagnosis.html",
         counted=_counted(diagnosis),
         verdict=verdict(diagnosis.findings),
         code=exit_code(diagnosis.findings),
@@ -93,11 +90,8 @@ def _row(cells: Sequence[str], widths: Sequence[int]) -> str:
 
 
 def _counted(diagnosis: Diagnosis) -> str:
-    def number(count: int, what: str) -> str:
-        return f"{count} {what}{'' if count == 1 else 's'}"
-
-    labels = f", {number(diagnosis.labels, 'label raster')}" if diagnosis.labels else ""
-    return f"{number(diagnosis.scenes, 'scene')}{labels}, {diagnosis.pixels / 1e6:.1f} million pixels read"
+    labels = f", {counted(diagnosis.labels, 'label raster')}" if diagnosis.labels else ""
+    return f"{counted(diagnosis.scenes, 'scene')}{labels}, {diagnosis.pixels / 1e6:.1f} million pixels read"
 
 
 def _printable(text: str) -> str:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from scipy.fft import dctn
 from scipy.spatial import KDTree
 
-from ssl_geo.imagery.findings import Finding
+from ssl_geo.imagery.findings import Finding, counted
 
 _HASH_SIDE = 8  # cosines a direction
 _HASH_DISTANCE = 4  # bits of 63 in which near-duplicates may differ
@@ -132,12 +132,13 @@ def check_overlaps(scenes: Sequence[Sighting], corners: npt.NDArray[np.float64])
     members = known[shared[place]]
     if not len(members):
         return []
+    ground = counted(int(shared.sum()), "different footprint")
     findings = [
         Finding(
             "shared ground",
             "info",
             tuple(scenes[k].path for k in members),
-            f"{len(members)} of {len(scenes)} scenes overlap another ({int(shared.sum())} different footprints)",
+            f"{len(members)} of {len(scenes)} scenes overlap another ({ground})",
             "each place once, or splits by place",
             "none needed for pretraining; the probe keeps places together (--split.block, --split.gap)",
             len(members),

@@ -47,6 +47,11 @@ class Finding:
         return {**asdict(self), "paths": list(self.paths)}
 
 
+def counted(count: int, what: str) -> str:
+    """A number with its noun: ``1 scene``, ``2 scenes``."""
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
 def merge(findings: Iterable[Finding]) -> list[Finding]:
     """One finding for all of the same check, severity and expectation, the gravest first, then by check.
 

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from ssl_geo.errors import UserError
 from ssl_geo.files import written_whole
-from ssl_geo.imagery.rasters import to_lonlat
+from ssl_geo.imagery.coordinates import to_lonlat
 from ssl_geo.imagery.scenes import Scene
 
 # Well-known binary of a polygon with one ring of five points, little-endian (OGC 06-103r4, 8.2.4).

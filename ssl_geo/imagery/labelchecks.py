@@ -13,7 +13,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from ssl_geo.errors import UserError
-from ssl_geo.imagery.findings import Finding
+from ssl_geo.imagery.findings import Finding, counted
 from ssl_geo.imagery.labelshift import busiest_window, image_edges, label_boundary, measure_shift
 from ssl_geo.imagery.pairing import grid_difference, match_labels
 from ssl_geo.imagery.rasters import read_labels, read_window
@@ -203,13 +203,14 @@ def check_values(tally: _Tally, files: Sequence[Path], classes: Sequence[int] | 
     strange = sorted(set(tally.pixels) - set(classes)) if classes is not None else []
     if not strange:
         return []
-    listed = ", ".join(f"{value} ({tally.pixels[value]} pixels)" for value in strange[:_MAX_SAID])
+    listed = ", ".join(f"{value} ({counted(tally.pixels[value], 'pixel')})" for value in strange[:_MAX_SAID])
+    more = ", …" if len(strange) > _MAX_SAID else ""
     return [
         Finding(
             "label values",
             "error",
             paths,
-            f"{len(strange)} values not among --classes: {listed}{', …' if len(strange) > _MAX_SAID else ''}",
+            f"{counted(len(strange), 'value')} not among --classes: {listed}{more}",
             f"--classes {' '.join(map(str, classes or ()))}",
             f"add them to --classes, or --ignore {' '.join(map(str, strange[:_MAX_SAID]))}",
             sum(tally.rasters[value] for value in strange),
@@ -232,7 +233,8 @@ def check_balance(tally: _Tally, files: Sequence[Path]) -> list[Finding]:
             "class balance",
             "info",
             (),
-            f"{len(order)} values in {len(files)} label rasters, {shares}{more}; {share_without:.1%} unlabelled",
+            f"{counted(len(order), 'value')} in {counted(len(files), 'label raster')}, {shares}{more}; "
+            f"{share_without:.1%} unlabelled",
             "every class with pixels enough to learn and to test it",
             "--class_weights true weighs rare classes in the probe's loss",
             len(files),
@@ -252,14 +254,16 @@ def check_balance(tally: _Tally, files: Sequence[Path]) -> list[Finding]:
         )
     rare = [(value, n) for value, n in reversed(order) if n < max(_RARE * total, _FEW)]
     if rare:
-        listed = ", ".join(f"{value} ({n} pixels in {tally.rasters[value]})" for value, n in rare[:_MAX_SAID])
+        listed = ", ".join(
+            f"{value} ({counted(n, 'pixel')} in {tally.rasters[value]})" for value, n in rare[:_MAX_SAID]
+        )
         ids = " ".join(str(value) for value, _ in rare[:_MAX_SAID])
         findings.append(
             Finding(
                 "rare classes",
                 "warning",
                 paths,
-                f"{len(rare)} values with hardly a pixel: {listed}{', …' if len(rare) > _MAX_SAID else ''}",
+                f"{counted(len(rare), 'value')} with hardly a pixel: {listed}{', …' if len(rare) > _MAX_SAID else ''}",
                 f"{_RARE:.1%} of the labelled pixels and {_FEW} pixels for each class",
                 f"--ignore {ids}, or more labels; a split may not hold them at all",
                 len(rare),

@@ -16,8 +16,9 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from ssl_geo.errors import UserError, nearest
+from ssl_geo.imagery.coordinates import to_lonlat
 from ssl_geo.imagery.pairing import IGNORED, Classes, Colour, LabelledScene, pair_labels, scene_labels, scene_name
-from ssl_geo.imagery.rasters import read_window, to_lonlat
+from ssl_geo.imagery.rasters import read_window
 from ssl_geo.imagery.statistics import BandStatistics
 
 __all__ = [

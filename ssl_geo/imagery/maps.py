@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ssl_geo.imagery.coordinates import to_lonlat
+from ssl_geo.imagery.geotiff import cog_by_rows
 from ssl_geo.imagery.pairing import IGNORED, Classes, Colour
-from ssl_geo.imagery.rasters import cog_by_rows, to_lonlat
 from ssl_geo.imagery.scenes import Scene, Transform
 
 WriteRows = Callable[[int, npt.NDArray[Any]], None]

@@ -168,7 +168,7 @@ def read_index(folder: Path, manifest: Manifest) -> ChipIndex:
     path = folder / INDEX
     if not path.is_file() or file_crc32(path) != manifest.index_crc32:
         raise UserError(f"{path} is missing or damaged: delete {folder} and pack anew")
-    return ChipIndex.load(path)
+    return ChipIndex.load(path, mend=f"delete {folder} and pack anew")
 
 
 def open_chips(index: ChipIndex, paths: Sequence[Path | str]) -> ChipDataset | PackedChips:

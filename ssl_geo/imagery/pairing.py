@@ -20,14 +20,8 @@ from tqdm import tqdm
 
 from ssl_geo.errors import UserError
 from ssl_geo.imagery.archives import BAND, GEOTIFF_SUFFIXES, RASTER_SUFFIXES
-from ssl_geo.imagery.rasters import (
-    find_scenes,
-    open_scene,
-    read_labels,
-    read_legend,
-    same_crs,
-    warp_labels,
-)
+from ssl_geo.imagery.coordinates import same_crs, warp_labels
+from ssl_geo.imagery.rasters import find_scenes, open_scene, read_labels, read_legend
 from ssl_geo.imagery.scenes import Scene, Transform
 
 IGNORED = 255

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ssl_geo.imagery.checks import declare_nodata
-from ssl_geo.imagery.findings import Finding
+from ssl_geo.imagery.findings import Finding, counted
 from ssl_geo.imagery.profiles import HIGH_DN, Profile
 from ssl_geo.imagery.scenes import Scene
 from ssl_geo.imagery.sensors import SENTINEL1_GRD
@@ -245,7 +245,7 @@ def check_shifts(scenes: Sequence[Scene], shifts: Sequence[bool | None]) -> list
             "error" if rest and is_sure else "warning",
             tuple(scene.path for scene in shifted),
             f"{dark} at 1000 DN and above, as from processing baseline 04.00 on"
-            + (f"; {rest} other scenes do not show this" if rest else ""),
+            + (f"; {counted(rest, 'other scene')} without this" if rest else ""),
             "one offset, or one that each file states" if rest else "dark pixels near 0 DN, or offset -1000 stated",
             "state it in each: python -c \"import rasterio; f = rasterio.open('FILE', 'r+'); "
             'f.scales = [1e-4] * f.count; f.offsets = [-0.1] * f.count; f.close()"; '
@@ -268,4 +268,4 @@ def _name(profile: Profile, band: int) -> str:
 
 
 def _more_bands(count: int) -> str:
-    return "" if count == 1 else f", {count - 1} more band{'' if count == 2 else 's'} likewise"
+    return "" if count == 1 else f", {counted(count - 1, 'more band')} likewise"

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ssl_geo.imagery.chips import ChipIndex
-from ssl_geo.imagery.rasters import to_lonlat
+from ssl_geo.imagery.coordinates import to_lonlat
 
 
 def lonlat_bounds(index: ChipIndex, positions: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.float64] | None:

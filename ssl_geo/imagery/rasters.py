@@ -1,40 +1,30 @@
-"""The one door to rasters: everything that reads or writes them through rasterio (GDAL).
+"""What is on disk, read: the scenes and labels of any raster file that GDAL opens.
 
 A scene, whatever files it came in, is read by window on one grid: the finest among its files (10 m for Sentinel-2).
 Coarser bands are brought to it by exact replication of their pixels, so that every DN stays as stored and nodata
 never bleeds into its neighbours; whoever wants them smoother interpolates after masking.
 
     reflectance = (dn + offset) * scale
-
-GDAL's dataset handles must cross neither a fork nor a thread: each thread of each process keeps a few of its own.
 """
 
 from __future__ import annotations
 
 import math
 import os
-import threading
-import warnings
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import lru_cache
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import rasterio
-import rasterio.shutil
-from rasterio._err import CPLE_BaseError  # what a failed copy raises; rasterio.errors lacks it
 from rasterio.enums import ColorInterp, MaskFlags
-from rasterio.errors import CRSError, NotGeoreferencedWarning, RasterioError
-from rasterio.warp import transform as transform_points
 from rasterio.windows import Window
 
 from ssl_geo.errors import UserError, nearest
-from ssl_geo.files import written_whole
 from ssl_geo.imagery.archives import BAND, RASTER_SUFFIXES, band_files, find_scenes
+from ssl_geo.imagery.coordinates import crs_name
+from ssl_geo.imagery.gdal import UNREADABLE, open_datasets
 from ssl_geo.imagery.products import (
     LEVELS,
     date_in_names,
@@ -62,29 +52,15 @@ __all__ = [
     "NotImageryError",
     "Scene",
     "UnreadableError",
-    "cog_by_rows",
     "find_scenes",
     "open_scene",
     "read_header",
     "read_labels",
     "read_legend",
     "read_window",
-    "same_crs",
-    "to_lonlat",
-    "warp_labels",
-    "write_geotiff",
 ]
 
-# Bytes of decoded blocks that GDAL keeps; by itself it takes 5 % of the machine's memory, in each loader worker anew.
-_BLOCK_CACHE = {} if "GDAL_CACHEMAX" in os.environ else {"GDAL_CACHEMAX": 256_000_000}
-COG_BLOCK = 256
-"""Side of the blocks of a Cloud-Optimized GeoTIFF; smaller ones than a block get no overviews."""
-# Formats that hold their pixels themselves. Others (VRT, WMS ...) name files and addresses, which GDAL would open.
-_FORMATS = ["GTiff", "JP2OpenJPEG", "JP2KAK", "JP2ECW", "JP2MrSID", "PNG", "JPEG", "HFA", "ENVI"]
-# What rasterio raises for damaged files; CPLE_BaseError are GDAL's own messages that it has no class for.
-_UNREADABLE = (RasterioError, CPLE_BaseError, OSError, UnicodeDecodeError, MemoryError)
 _MAX_LABEL_BYTES = 1 << 30  # a label raster is read whole; a Sentinel-2 tile of 4-byte labels has half of it
-_MAX_OPEN = 64  # files a thread keeps open: two to six band folders, far below the usual limit of 1024 a process
 
 
 def open_scene(
@@ -296,251 +272,15 @@ def read_legend(path: str | os.PathLike[str]) -> tuple[dict[int, str], dict[int,
     """
     file = str(Path(path).absolute())
     try:
-        dataset = _open_datasets.get(file)
+        dataset = open_datasets.get(file)
         with rasterio.Env():
             tags = dataset.tags()
             palette = dataset.colormap(1) if ColorInterp.palette in dataset.colorinterp else {}
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise UnreadableError(f"cannot open {file}: {error}") from error
     ids = {key: key.removeprefix("class_") for key in tags if key.startswith("class_")}
     names = {int(text): tags[key] for key, text in ids.items() if text.removeprefix("-").isdecimal()}
     return names, {value: (colour[0], colour[1], colour[2]) for value, colour in palette.items()}
-
-
-def same_crs(one: str | None, other: str | None) -> bool:
-    """Whether two coordinate reference systems are the same, however they are written; None equals only None."""
-    if one is None or other is None or one == other:
-        return one == other
-    return bool(rasterio.CRS.from_user_input(one) == rasterio.CRS.from_user_input(other))
-
-
-def to_lonlat(crs: str, x: npt.ArrayLike, y: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    """Longitude and latitude (WGS 84) of points, in degrees.
-
-    Args:
-        crs: Of the points.
-        x: (N,) in the unit of `crs`.
-        y: (N,).
-
-    Returns:
-        (N, 2).
-
-    Raises:
-        UserError: If the CRS has no way to longitude and latitude (a local one).
-    """
-    try:
-        with rasterio.Env():
-            lon, lat = transform_points(crs, "EPSG:4326", np.asarray(x).tolist(), np.asarray(y).tolist())
-    except (RasterioError, CRSError) as error:
-        raise UserError(f"no longitude and latitude in CRS {crs[:40]} ({error}); mend the image's CRS") from error
-    return np.stack([lon, lat], axis=1).astype(np.float64)
-
-
-def warp_labels(
-    labels: npt.NDArray[np.integer[Any]],
-    *,
-    crs: str,
-    transform: Sequence[float],
-    to_crs: str,
-    to_transform: Sequence[float],
-    to_shape: tuple[int, int],
-) -> tuple[npt.NDArray[np.integer[Any]], npt.NDArray[np.bool_]]:
-    """Bring labels to another grid: each of its pixels takes the label in which its centre lies (nearest neighbour).
-
-    Coordinates are transformed on a lattice of 16 pixels and interpolated between: over 160 m the curvature of a
-    projection is below 0.001 m, while the approximation in rasterio's `reproject` is an eighth of a pixel off.
-
-    Args:
-        labels: (h, w) ids.
-        crs: Of the labels, as the next.
-        transform: As in `Scene`.
-        to_crs: Of the grid to fill, as the next two.
-        to_transform: As in `Scene`.
-        to_shape: (H, W).
-
-    Returns:
-        labels (H, W), and inside (H, W): False where the given ones do not reach; the labels are 0 there.
-
-    Raises:
-        UserError: If no way leads from one CRS to the other.
-    """
-    height, width = to_shape
-    step = 16
-    cols, rows = np.meshgrid(np.arange(0.0, width + step, step), np.arange(0.0, height + step, step))
-    a, b, c, d, e, f = to_transform
-    x, y = a * cols + b * rows + c, d * cols + e * rows + f
-    try:
-        with rasterio.Env():
-            xs, ys = transform_points(to_crs, crs, x.ravel().tolist(), y.ravel().tolist())
-    except (RasterioError, CRSError) as error:
-        raise UserError(f"cannot warp labels from CRS {crs[:40]} to {to_crs[:40]}: {error}") from error
-    a, b, c, d, e, f = transform
-    pixels = np.linalg.solve([[a, b], [d, e]], np.stack([np.array(xs) - c, np.array(ys) - f]))
-    lattice = pixels.reshape(2, *x.shape)  # columns and rows of the given labels
-    part, position = np.modf((np.arange(width) + 0.5) / step)
-    left = position.astype(np.intp)
-    across = lattice[..., left] * (1 - part) + lattice[..., left + 1] * part  # (2, knots, width)
-    warped = np.zeros(to_shape, labels.dtype)
-    inside = np.zeros(to_shape, np.bool_)
-    for knot, top in enumerate(range(0, height, step)):
-        bottom = min(top + step, height)
-        down = ((np.arange(bottom - top) + 0.5) / step)[:, None]
-        col, row = across[:, knot, None] * (1 - down) + across[:, knot + 1, None] * down
-        inside[top:bottom] = within = (col >= 0) & (col < labels.shape[1]) & (row >= 0) & (row < labels.shape[0])
-        warped[top:bottom][within] = labels[row[within].astype(np.intp), col[within].astype(np.intp)]
-    return warped, inside
-
-
-def write_geotiff(
-    path: str | os.PathLike[str],
-    array: npt.NDArray[Any],
-    *,
-    crs: str | None,
-    transform: Sequence[float] | None,
-    nodata: float | None = None,
-    descriptions: Sequence[str] | None = None,
-    tags: Mapping[str, str] | None = None,
-    colormap: Mapping[int, tuple[int, int, int]] | None = None,
-) -> None:
-    """Write a tiled, deflated GeoTIFF; it appears under its name only when it is complete.
-
-    Args:
-        path: The file to write; an existing one is replaced. Its folder must exist.
-        array: (C, H, W), any real type GDAL stores.
-        crs: The coordinate reference system, for example ``"EPSG:32633"``; None leaves the file without one.
-        transform: Six numbers (a, b, c, d, e, f) with x = a·col + b·row + c and y = d·col + e·row + f, or an
-            `affine.Affine`; None leaves the file without georeferencing.
-        nodata: The declared nodata value.
-        descriptions: One description (band name) per channel.
-        tags: Metadata of the file.
-        colormap: Colours (red, green, blue) by value, for one-channel label rasters of 8 or 16 bit.
-
-    Raises:
-        ValueError: If `array` has not three axes or the descriptions do not fit it.
-    """
-    if array.ndim != 3:
-        raise ValueError(f"array must be (C, H, W), got shape {array.shape}")
-    if descriptions is not None and len(descriptions) != len(array):
-        raise ValueError(f"{len(descriptions)} descriptions for {len(array)} channels")
-    path = Path(path)
-    profile: dict[str, Any] = {
-        "driver": "GTiff",
-        "count": array.shape[0],
-        "height": array.shape[1],
-        "width": array.shape[2],
-        "dtype": array.dtype,
-        "crs": crs,
-        "nodata": nodata,
-        "tiled": True,
-        "blockxsize": 128,
-        "blockysize": 128,
-        "interleave": "band",
-        "compress": "deflate",
-        # 2: difference of integers, 3: of floating-point numbers (TIFF Technical Note 3)
-        "predictor": 3 if array.dtype.kind == "f" else 2,
-        "bigtiff": "if_safer",
-    }
-    if transform is not None:
-        profile["transform"] = rasterio.Affine(*tuple(transform)[:6])
-    partial = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.partial")
-    try:
-        with _ungeoreferenced_allowed(), rasterio.open(partial, "w", **profile) as dataset:
-            if descriptions is not None:
-                dataset.descriptions = tuple(descriptions)
-            if tags:
-                dataset.update_tags(**tags)
-            if colormap is not None:
-                dataset.write_colormap(1, {value: (*colour, 255) for value, colour in colormap.items()})
-            dataset.write(array)  # last, so that the directory stands before the pixels
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-@contextmanager
-def cog_by_rows(
-    path: Path,
-    shape: tuple[int, int, int],
-    dtype: npt.DTypeLike,
-    *,
-    crs: str | None,
-    transform: Sequence[float] | None,
-    nodata: float | None = None,
-    scale: float | None = None,
-    descriptions: Sequence[str] | None = None,
-    tags: Mapping[str, str] | None = None,
-    colormap: Mapping[int, tuple[int, int, int]] | None = None,
-    averaged: bool = True,
-) -> Iterator[Callable[[int, npt.NDArray[Any]], None]]:
-    """Write a Cloud-Optimized GeoTIFF from top to bottom; it appears under its name only when it is complete.
-
-    Rows go to an uncompressed file beside it; GDAL's COG driver then makes overviews, compresses and orders it
-    (https://gdal.org/en/stable/drivers/raster/cog.html).
-
-    Args:
-        path: The file to write. Its folder must exist.
-        shape: (C, H, W).
-        dtype: Any real type GDAL stores.
-        crs: As for `write_geotiff`, as the next two.
-        transform: Six numbers.
-        nodata: The declared nodata value.
-        scale: Declared: value = stored · scale.
-        descriptions: One description (band name) per channel.
-        tags: Metadata of the file.
-        colormap: Colours (red, green, blue) by value, for one channel of 8 or 16 bit.
-        averaged: Overviews hold means; False: the most frequent value, for classes.
-
-    Yields:
-        A function that takes the first row and values (C, rows, W).
-
-    Raises:
-        UserError: If it cannot be written.
-    """
-    count, height, width = shape
-    profile: dict[str, Any] = {
-        "driver": "GTiff",
-        "count": count,
-        "height": height,
-        "width": width,
-        "dtype": np.dtype(dtype),
-        "crs": crs,
-        "nodata": nodata,
-        "interleave": "band",
-        "bigtiff": "if_safer",
-    }
-    if transform is not None:
-        profile["transform"] = rasterio.Affine(*tuple(transform)[:6])
-    rows = path.with_name(f".{path.stem}.{os.getpid()}-{threading.get_ident()}.rows")
-    creation = {
-        "driver": "COG",
-        "compress": "deflate",
-        "predictor": "yes",
-        "blocksize": COG_BLOCK,
-        "bigtiff": "if_safer",
-        "overview_resampling": "average" if averaged else "mode",
-        "num_threads": "all_cpus",
-    }
-    try:
-        with written_whole(path) as partial, _ungeoreferenced_allowed(), rasterio.Env(**_BLOCK_CACHE):
-            with rasterio.open(rows, "w", **profile) as dataset:
-                if scale is not None:
-                    dataset.scales = (scale,) * count
-                if descriptions is not None:
-                    dataset.descriptions = tuple(descriptions)
-                if tags:
-                    dataset.update_tags(**tags)
-                if colormap is not None:
-                    dataset.write_colormap(1, {value: (*colour, 255) for value, colour in colormap.items()})
-
-                def write(row: int, values: npt.NDArray[Any]) -> None:
-                    dataset.write(values, window=Window(0, row, width, values.shape[1]))
-
-                yield write
-            rasterio.shutil.copy(rows, partial, **creation)
-    except (RasterioError, CPLE_BaseError, OSError) as error:
-        raise UserError(f"{path} could not be written ({error}); make room, or name another --out") from error
-    finally:
-        rows.unlink(missing_ok=True)
 
 
 def _header(file: str, *, labels: bool = False) -> Header:
@@ -551,7 +291,7 @@ def _header(file: str, *, labels: bool = False) -> Header:
         NotImageryError: If it is a palette (but for labels), a picture for display, or complex.
     """
     try:
-        dataset = _open_datasets.get(file, fresh=True)
+        dataset = open_datasets.get(file, fresh=True)
         with rasterio.Env():  # sends GDAL's messages to logging instead of stderr
             interpretation = dataset.colorinterp
             numbers = tuple(i for i, c in enumerate(interpretation, start=1) if c != ColorInterp.alpha)
@@ -565,7 +305,7 @@ def _header(file: str, *, labels: bool = False) -> Header:
             masked = any(MaskFlags.per_dataset in flags for flags in dataset.mask_flag_enums)
             crs_wkt = dataset.crs.wkt if dataset.crs else ""
             datetime = dataset.tags().get("TIFFTAG_DATETIME")
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise UnreadableError(f"cannot open {file}: {error}") from error
     if not numbers:
         raise NotImageryError(f"{file} holds nothing but an alpha band; leave it out of --data")
@@ -592,7 +332,7 @@ def _header(file: str, *, labels: bool = False) -> Header:
         file=file,
         height=dataset.height,
         width=dataset.width,
-        crs=_crs_name(crs_wkt),
+        crs=crs_name(crs_wkt),
         transform=(a, b, c, d, e, f),
         dtype=np.result_type(*dtypes),
         numbers=numbers,
@@ -604,60 +344,17 @@ def _header(file: str, *, labels: bool = False) -> Header:
     )
 
 
-@lru_cache(maxsize=256)
-def _crs_name(wkt: str) -> str:
-    """``EPSG:…`` where the registry knows the CRS, else its WKT; empty for none."""
-    return rasterio.CRS.from_wkt(wkt).to_string() if wkt else ""
-
-
-class _OpenDatasets(threading.local):
-    """The files that this thread of this process holds open, the last used last."""
-
-    def __init__(self) -> None:
-        self.process = os.getpid()
-        self.datasets: OrderedDict[str, rasterio.DatasetReader] = OrderedDict()
-        self.inherited: list[object] = []
-
-    def get(self, file: str, *, fresh: bool = False) -> rasterio.DatasetReader:
-        """The open dataset of a file; `fresh` opens it anew, as it may have been replaced since."""
-        if self.process != os.getpid():
-            # After a fork: GDAL's handles belong to the parent; kept, so that this process does not close them.
-            self.inherited.append(self.datasets)
-            self.process, self.datasets = os.getpid(), OrderedDict()
-        dataset = self.datasets.pop(file, None)
-        if dataset is not None and fresh:
-            dataset.close()
-            dataset = None
-        if dataset is None:
-            # A scan of the folder for side files costs more than reading a chip; only a mask beside the file counts.
-            sides = "TRUE" if Path(file + ".msk").exists() else "EMPTY_DIR"
-            with _ungeoreferenced_allowed(), rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN=sides, **_BLOCK_CACHE):
-                dataset = rasterio.DatasetReader(file, driver=_FORMATS)  # rasterio.open takes but one
-        self.datasets[file] = dataset
-        if len(self.datasets) > _MAX_OPEN:
-            self.datasets.popitem(last=False)[1].close()
-        return dataset
-
-    def drop(self, file: str) -> None:
-        """Close a file after a failure."""
-        if (dataset := self.datasets.pop(file, None)) is not None:
-            dataset.close()
-
-
-_open_datasets = _OpenDatasets()
-
-
 def _read(
     file: str, numbers: Sequence[int], window: Window, *, masked: bool
 ) -> tuple[npt.NDArray[Any], npt.NDArray[np.uint8] | None]:
     """Stored values (C, h, w) of a window and, where `masked`, the file's mask (h, w), 0 where excluded."""
     try:
-        dataset = _open_datasets.get(file)
+        dataset = open_datasets.get(file)
         with rasterio.Env():
             stored = dataset.read(list(numbers), window=window)
             mask = dataset.read_masks(numbers[0], window=window) if masked else None
-    except _UNREADABLE as error:
-        _open_datasets.drop(file)
+    except UNREADABLE as error:
+        open_datasets.drop(file)
         raise UnreadableError(
             f"cannot read {file}, rows {window.row_off} to {window.row_off + window.height}, "
             f"columns {window.col_off} to {window.col_off + window.width}: {error}"
@@ -676,31 +373,3 @@ def _as_dtype(value: float, dtype: np.dtype[Any]) -> np.generic | None:
         return None if math.isnan(value) else dtype.type(value)
     limits = np.iinfo(dtype)
     return dtype.type(value) if value == int(value) and limits.min <= value <= limits.max else None
-
-
-_quiet_lock = threading.Lock()
-_quiet_threads = 0
-_quiet_filters: warnings.catch_warnings[None] | None = None
-
-
-@contextmanager
-def _ungeoreferenced_allowed() -> Iterator[None]:
-    """Ignore rasterio's NotGeoreferencedWarning, and only that, while any thread is inside.
-
-    `warnings.catch_warnings` saves and restores state of the whole process, so threads that enter and leave it
-    in turn would restore each other's: the first thread in installs the filter, the last one out removes it.
-    """
-    global _quiet_threads, _quiet_filters
-    with _quiet_lock:
-        if _quiet_threads == 0:
-            _quiet_filters = warnings.catch_warnings()
-            _quiet_filters.__enter__()
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        _quiet_threads += 1
-    try:
-        yield
-    finally:
-        with _quiet_lock:
-            _quiet_threads -= 1
-            if _quiet_threads == 0 and _quiet_filters is not None:
-                _quiet_filters.__exit__(None, None, None)

@@ -33,9 +33,13 @@ import numpy as np
 from tqdm import tqdm
 
 from ssl_geo.errors import UserError
-from ssl_geo.imagery.rasters import write_geotiff
+from ssl_geo.files import written_whole
+from ssl_geo.imagery.geotiff import write_geotiff
 from ssl_geo.imagery.sample_scene import render_scene
 from ssl_geo.imagery.sample_spectra import BANDS, CLASSES, IGNORE
+
+SAMPLE = Path("data/sample")
+"""Where the commands keep it, below the working directory."""
 
 VERSION = 1
 """Raised whenever the same seed gives other pixels; `ensure_sample` then makes the sample anew."""
@@ -180,9 +184,8 @@ def make_sample(folder: Path, *, seed: int = 0, scenes: int = 24, size: int = 36
             done = pool.map(lambda plan: _make_scene(folder, plan, seed, size), plans)
             for _ in tqdm(done, total=scenes, desc="making sample scenes", unit="scene"):
                 pass
-        partial = folder / f".{_CATALOGUE}.{os.getpid()}"
-        partial.write_text(json.dumps(catalogue, indent=1) + "\n", encoding="utf-8")
-        partial.replace(folder / _CATALOGUE)
+        with written_whole(folder / _CATALOGUE) as partial:
+            partial.write_text(json.dumps(catalogue, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise UserError(
             f"cannot write the sample imagery to {folder}: {error.strerror or error}; "
@@ -191,7 +194,7 @@ def make_sample(folder: Path, *, seed: int = 0, scenes: int = 24, size: int = 36
     return folder
 
 
-def ensure_sample(folder: Path) -> Path:
+def ensure_sample(folder: Path = SAMPLE) -> Path:
     """Make the default sample unless the folder holds it already, complete and of this version.
 
     Args:

@@ -46,8 +46,8 @@ class Extractor(Protocol):
     """What gives features of some layers: `FeatureExtractor`, or one with more layers beside a model's own."""
 
     model: nn.Module
-    names: list[str]
     layers: list[str]
+    names: list[str]
     channels: list[int]
     reduction: list[int]
 

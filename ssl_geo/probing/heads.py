@@ -8,6 +8,7 @@ input's height and width, ``align_corners=False``.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -41,7 +42,7 @@ class ChannelLayerNorm(nn.LayerNorm):
         return normed.permute(0, 3, 1, 2)
 
 
-class SegmentationHead(nn.Module):
+class SegmentationHead(nn.Module, ABC):
     """What the heads have in common.
 
     Args:
@@ -60,9 +61,9 @@ class SegmentationHead(nn.Module):
         """Logits (B, classes, height, width) from one (B, D, h, w) per layer, coarse to fine."""
         return resize(self.decode(features, (height, width)), (height, width))
 
+    @abstractmethod
     def decode(self, features: list[Tensor], size: tuple[int, int]) -> Tensor:
         """Logits (B, classes, h, w) at whatever resolution the head works on; `size` is the input's."""
-        raise NotImplementedError
 
 
 class LinearHead(SegmentationHead):
@@ -269,6 +270,6 @@ def build_head(
         return LinearHead(channels, num_classes)
     if name == "patch_linear":
         return PatchLinearHead(channels, num_classes, patch_size=reduction[0])
-    return {"conv_block": ConvBlockHead, "fpn": FPNHead, "dpt": DPTHead}[name](
-        channels, num_classes, hidden_dim or HIDDEN_DIM
-    )
+    wide: Mapping[str, type[ConvBlockHead | FPNHead | DPTHead]]
+    wide = {"conv_block": ConvBlockHead, "fpn": FPNHead, "dpt": DPTHead}
+    return wide[name](channels, num_classes, hidden_dim or HIDDEN_DIM)

@@ -62,21 +62,21 @@ class SplitReport:
     def lines(self, class_names: Sequence[str]) -> list[str]:
         """The report in plain sentences, with the names (C,) of the classes."""
         said = [
-            f"{name}: {self.counts[name]} chips in {self.blocks[name]} blocks, "
-            f"{int(self.class_pixels[index].sum())} valid pixels"
+            f"{name}: {self.counts[name]:,} chips in {self.blocks[name]:,} blocks, "
+            f"{int(self.class_pixels[index].sum()):,} valid pixels"
             for index, name in enumerate(SPLITS)
         ]
         said += [
-            f"least distance {a}-{b}: {distance:.0f} {self.distance_unit}"
+            f"least distance {a}-{b}: {distance:,.0f} {self.distance_unit}"
             for (a, b), distance in self.distances.items()
         ]
         if self.left_out:
             said.append(
-                f"{self.left_out} chips left out: they overlap another split's or lie nearer than "
+                f"{self.left_out:,} chips left out: they overlap another split's or lie nearer than "
                 f"{self.gap:g} {self.distance_unit}"
             )
         if self.shared:
-            said.append(f"{self.shared} chips of the given splits overlap a chip of a later one: scores are too high")
+            said.append(f"{self.shared:,} chips of the given splits overlap a chip of a later one: scores are too high")
         said += [
             f"{name} holds no pixel of {', '.join(class_names[number] for number in classes)}"
             for name, classes in self.missing().items()

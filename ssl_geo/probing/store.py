@@ -23,6 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ssl_geo.errors import UserError
+from ssl_geo.files import written_whole
 from ssl_geo.probing.features import Extractor
 
 FLOAT16_MAX = float(np.finfo(np.float16).max)
@@ -207,6 +208,5 @@ def _read_state(folder: Path) -> dict[str, Any]:
 
 
 def _write_state(folder: Path, state: Mapping[str, Any]) -> None:
-    temporary = folder / ".store.json"
-    temporary.write_text(json.dumps(state))
-    temporary.replace(folder / "store.json")
+    with written_whole(folder / "store.json") as partial:
+        partial.write_text(json.dumps(state))

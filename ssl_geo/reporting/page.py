@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, select_autoescape
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from ssl_geo.figures import as_svg
 from ssl_geo.files import written_whole
+from ssl_geo.html import fill
 
 
 @dataclass(frozen=True)
@@ -68,13 +68,7 @@ class Page:
 
 def as_html(page: Page) -> str:
     """The page; everything but figures is escaped."""
-    environment = Environment(
-        loader=PackageLoader("ssl_geo.reporting", "."),
-        autoescape=select_autoescape(["html"]),
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("page.html").render(page=page)
+    return fill("reporting/page.html", page=page)
 
 
 def write_page(path: Path, page: Page) -> Path:

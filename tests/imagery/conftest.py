@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from ssl_geo.imagery.rasters import write_geotiff
+from ssl_geo.imagery.geotiff import write_geotiff
 
 CRS = "EPSG:32633"
 ORIGIN = (400_000.0, 5_300_000.0)

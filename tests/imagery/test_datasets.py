@@ -13,7 +13,7 @@ import pytest
 from ssl_geo.errors import UserError
 from ssl_geo.imagery.chips import build_index
 from ssl_geo.imagery.datasets import Chip, ChipDataset, dominant_labels
-from ssl_geo.imagery.rasters import write_geotiff
+from ssl_geo.imagery.geotiff import write_geotiff
 from ssl_geo.imagery.scenes import UnreadableError
 
 WriteStack = Callable[..., np.ndarray]

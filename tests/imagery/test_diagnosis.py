@@ -156,7 +156,7 @@ def test_bands_at_several_resolutions(write_band_folder, tmp_path):
     write_band_folder(tmp_path / STATED, prefix="a_")
     finding = found(tmp_path)["mixed resolutions"]
     assert finding.severity == "info"
-    assert finding.found.startswith("4 bands of 10, 3 bands of 20, 1 bands of 60")
+    assert finding.found.startswith("4 bands of 10, 3 bands of 20, 1 band of 60")
 
 
 def test_a_truncated_file_is_found_by_reading_it_and_a_quick_look_says_the_rest(write_land, tmp_path):

@@ -12,8 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from ssl_geo.errors import UserError
+from ssl_geo.imagery.coordinates import to_lonlat
 from ssl_geo.imagery.geoparquet import write_chips
-from ssl_geo.imagery.rasters import Scene, open_scene, to_lonlat, write_geotiff
+from ssl_geo.imagery.geotiff import write_geotiff
+from ssl_geo.imagery.rasters import Scene, open_scene
 
 GRID = (10.0, 0.0, 500_000.0, 0.0, -10.0, 5_300_000.0)
 

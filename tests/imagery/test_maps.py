@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import rasterio
 
+from ssl_geo.imagery.geotiff import write_geotiff
 from ssl_geo.imagery.maps import pixel_areas, value_map
-from ssl_geo.imagery.rasters import Scene, open_scene, write_geotiff
+from ssl_geo.imagery.rasters import Scene, open_scene
 
 
 @pytest.fixture

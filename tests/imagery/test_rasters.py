@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import re
-import tempfile
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -20,8 +19,9 @@ from hypothesis import strategies as st
 
 from ssl_geo.errors import UserError
 from ssl_geo.imagery.archives import find_scenes, walk_scenes
+from ssl_geo.imagery.geotiff import write_geotiff
 from ssl_geo.imagery.products import date_in_names, date_in_tag, level_in_names, offset_in_names
-from ssl_geo.imagery.rasters import open_scene, read_labels, read_window, write_geotiff
+from ssl_geo.imagery.rasters import open_scene, read_labels, read_window
 from ssl_geo.imagery.scenes import NotImageryError, Scene, UnreadableError
 from ssl_geo.imagery.sensors import DEFAULT_BANDS, LIKELY_ORDERS
 
@@ -482,39 +482,7 @@ def test_a_forked_process_opens_its_own_files(folder_scene: tuple[Scene, np.ndar
     np.testing.assert_array_equal(read_whole(scene)[0], whole)  # and the parent's are still good
 
 
-# Writing and labels ------------------------------------------------------------------------------------------------
-
-
-@settings(max_examples=20)
-@given(
-    st.sampled_from(["uint8", "uint16", "int16", "int32", "float32", "float64"]),
-    st.integers(1, 4),
-    st.integers(1, 140),
-    st.integers(1, 140),
-)
-def test_what_is_written_is_read_back(dtype: str, channels: int, height: int, width: int) -> None:
-    array = np.random.default_rng(height).integers(0, 100, (channels, height, width)).astype(dtype)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "x.tif"
-        write_geotiff(path, array, crs=UTM, transform=GRID, nodata=3, tags={"MADE_BY": "test"})
-        with rasterio.open(path) as dataset:
-            np.testing.assert_array_equal(dataset.read(), array)
-            assert (dataset.crs.to_string(), tuple(dataset.transform)[:6], dataset.nodata) == (UTM, GRID, 3)
-            assert dataset.tags()["MADE_BY"] == "test"
-            assert dataset.profile["tiled"]
-            assert dataset.profile["compress"] == "deflate"
-
-
-def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, write_stack: WriteStack) -> None:
-    array = write_stack(tmp_path / "x.tif")
-    with pytest.raises(rasterio.errors.CRSError):
-        write_geotiff(tmp_path / "x.tif", array, crs="EPSG:99999999", transform=GRID)
-    with pytest.raises(ValueError, match="descriptions"):
-        write_geotiff(tmp_path / "x.tif", array, crs=UTM, transform=GRID, descriptions=["B02"])
-    with pytest.raises(ValueError, match=r"\(C, H, W\)"):
-        write_geotiff(tmp_path / "x.tif", array[0], crs=UTM, transform=GRID)
-    assert [path.name for path in tmp_path.iterdir()] == ["x.tif"]
-    np.testing.assert_array_equal(read_whole(open_scene(tmp_path / "x.tif"))[0], array)
+# Labels ------------------------------------------------------------------------------------------------
 
 
 def test_labels_are_read_whole_as_integers(tmp_path: Path, write_stack: WriteStack) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ssl_geo.errors import UserError
 from ssl_geo.probing.features import FeatureExtractor, auto_layers
-from ssl_geo.probing.heads import HEADS, DPTHead, FPNHead, build_head
+from ssl_geo.probing.heads import HEADS, DPTHead, FPNHead, SegmentationHead, build_head
 
 VIT_S = 384
 
@@ -36,6 +36,12 @@ def test_parameter_counts_are_those_published(name: str, layers: int, count: int
     assert parameters(name, layers) == count
     digits = {4.6e3: 100, 986e3: 1e3, 406e3: 1e3, 2.8e6: 1e5, 9.3e6: 1e5}[published]
     assert round(count / digits) * digits == pytest.approx(published)
+
+
+def test_a_head_must_say_how_it_decodes() -> None:
+    abstract: Any = SegmentationHead
+    with pytest.raises(TypeError, match=r"abstract method '?decode"):
+        abstract([4], 2)
 
 
 def up(maps: Tensor, height: int, width: int) -> Tensor:

@@ -8,7 +8,7 @@ from hypothesis.extra import numpy as hnp
 
 from ssl_geo.errors import UserError
 from ssl_geo.probing.footprints import METRES_PER_DEGREE, Footprints, near, nearest_distance
-from ssl_geo.probing.splits import LEFT_OUT, split_chips
+from ssl_geo.probing.splits import LEFT_OUT, SplitReport, split_chips
 from ssl_geo.probing.stratification import SPLITS, assign_blocks
 
 # --- blocks to splits
@@ -226,6 +226,23 @@ def test_a_class_that_a_split_lacks_is_told() -> None:
     report = split_chips(Footprints.in_plane(["x"] * 36, grid(6, 6)), pixels, block=640.0).report
     assert sorted(report.missing().values()) == [[2], [2]]
     assert any("holds no pixel of c" in line for line in report.lines(["a", "b", "c"]))
+
+
+def test_large_numbers_are_told_with_separators() -> None:
+    report = SplitReport(
+        counts={"train": 12_345, "val": 678, "test": 1_000},
+        blocks={"train": 1_234, "val": 5, "test": 6},
+        class_pixels=np.array([[1_000_000, 234_567], [8, 9], [10, 11]]),
+        left_out=4_321,
+        gap=0.0,
+        shared=0,
+        distances={("train", "test"): 5_600.0},
+        distance_unit="metres",
+    )
+    said = report.lines(["a", "b"])
+    assert said[0] == "train: 12,345 chips in 1,234 blocks, 1,234,567 valid pixels"
+    assert "least distance train-test: 5,600 metres" in said
+    assert said[-1].startswith("4,321 chips left out")
 
 
 def test_too_few_blocks_end_in_one_line() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ssl_geo.imagery.rasters import write_geotiff
+from ssl_geo.imagery.geotiff import write_geotiff
 
 
 def write_scenes(folder: Path) -> None:

@@ -26,9 +26,10 @@ from safetensors.torch import save_file
 from ssl_geo.errors import UserError
 from ssl_geo.imagery.arrays import open_array
 from ssl_geo.imagery.chips import ChipIndex, build_index
+from ssl_geo.imagery.geotiff import write_geotiff
 from ssl_geo.imagery.packed import PackedChips, packed_index
 from ssl_geo.imagery.packing import pack
-from ssl_geo.imagery.rasters import open_scene, read_labels, read_window, write_geotiff
+from ssl_geo.imagery.rasters import open_scene, read_labels, read_window
 from ssl_geo.training.runs import load_checkpoint
 from ssl_geo.weights import read_tensors
 

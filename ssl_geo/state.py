@@ -1,0 +1,152 @@
+"""What a run learns and a checkpoint holds: built from the settings, saved, gone back to. Used by the entries alone."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import ssl_geo
+from ssl_geo.backbones import create_backbone, describe_backbone, drop_unused_tokens
+from ssl_geo.config import PretrainConfig, to_dict
+from ssl_geo.errors import UserError
+from ssl_geo.imagery.chips import ChipIndex
+from ssl_geo.methods.dino import DINO
+from ssl_geo.training import distributed, schedules
+from ssl_geo.training.distributed import Ranks
+from ssl_geo.training.optimizers import adamw, set_step_values
+from ssl_geo.training.precision import choose_dtype
+from ssl_geo.training.step import Skips, compile_networks
+from ssl_geo.views.multicrop import MultiCrop
+
+
+class State:
+    """What a checkpoint holds: the method, its optimizer, and how far the run is."""
+
+    def __init__(self, config: PretrainConfig, index: ChipIndex, crops: MultiCrop, ranks: Ranks) -> None:
+        dino, optim = config.dino, config.optim
+        assert config.steps is not None  # all of these were filled in by resolve
+        assert dino.out_dim is not None
+        assert dino.teacher_momentum is not None
+        assert dino.teacher_temp is not None
+        assert dino.warmup_teacher_temp is not None
+        assert dino.freeze_last_layer_steps is not None
+        assert optim.lr is not None
+        assert optim.warmup_steps is not None
+        self.config, self.index, self.crops, self.device = config, index, crops, ranks.device
+        self.step, self.steps, self.skips = 0, config.steps, Skips(ranks.device)
+        self.dtype = choose_dtype(optim.precision, ranks.device)
+        self._lr = partial(
+            schedules.warmup_cosine,
+            steps=config.steps,
+            warmup_steps=optim.warmup_steps,
+            peak=optim.lr * optim.batch_size / 256,
+            end=optim.min_lr,
+        )
+        self._weight_decay = partial(
+            schedules.cosine, steps=config.steps, start=optim.weight_decay[0], end=optim.weight_decay[1]
+        )
+        torch.manual_seed(config.seed)
+        backbone = create_backbone(
+            config.backbone.name,
+            len(index.bands),
+            [recipe.size for recipe in crops.recipes],
+            weights=config.backbone.weights,
+            bands=index.bands,
+            checkpointing=config.backbone.checkpointing,
+            **config.backbone.arguments,
+        )
+        drop_unused_tokens(backbone)
+        self.method = DINO(
+            backbone,
+            out_dim=dino.out_dim,
+            hidden_dim=dino.hidden_dim,
+            bottleneck_dim=dino.bottleneck_dim,
+            norm_last_layer=dino.norm_last_layer,
+            freeze_last_layer_steps=dino.freeze_last_layer_steps,
+            teacher_momentum=partial(schedules.cosine, steps=config.steps, start=dino.teacher_momentum, end=1.0),
+            teacher_temp=partial(
+                schedules.linear,
+                steps=dino.warmup_teacher_temp_steps,
+                start=dino.warmup_teacher_temp,
+                end=dino.teacher_temp,
+            ),
+            student_temp=dino.student_temp,
+            center_momentum=dino.center_momentum,
+            one_pass_per_view=dino.one_pass_per_view,
+        )
+        self.method.to(ranks.device).to(memory_format=torch.channels_last)
+        if optim.compile:
+            compile_networks([self.method.student.backbone, self.method.teacher.backbone], ranks.device)
+        self.method.distribute(partial(distributed.wrap, ranks=ranks))
+        self.optimizer = adamw(self.method.student)
+        self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=self.dtype == torch.float16)
+
+    def set_step_values(self, step: int) -> tuple[float, float]:
+        """Give the optimizer the learning rate and weight decay of a step, and return them."""
+        lr, weight_decay = self._lr(step), self._weight_decay(step)
+        set_step_values(self.optimizer, lr=lr, weight_decay=weight_decay)
+        return lr, weight_decay
+
+    def description(self) -> dict[str, Any]:
+        """What using the backbone needs (docs/design.md, checkpoint)."""
+        return describe_backbone(
+            self.method.backbone,
+            bands=list(self.index.bands),
+            mean=self.crops.mean.tolist(),
+            std=self.crops.std.tolist(),
+            scale=self.index.scale,
+            offset=self.index.offset,
+            chip_size=self.index.chip_size,
+            gsd=10.0,
+            method="dino",
+            step=self.step,
+        )
+
+    def checkpoint(self) -> dict[str, Any]:
+        """Tensors and plain values."""
+        return {
+            "format": 1,
+            "step": self.step,
+            "skipped": self.skips.total,
+            "backbone": self.method.backbone.state_dict(),
+            "backbone_description": self.description(),
+            "method": self.method.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "config": to_dict(self.config),
+            "versions": {"ssl_geo": ssl_geo.__version__, "torch": str(torch.__version__)},
+        }
+
+    def load(self, checkpoint: dict[str, Any]) -> None:
+        """Go back to where a checkpoint was.
+
+        Raises:
+            UserError: It is of another backbone or head, or of a longer run.
+        """
+        _refuse_other_tensors(self.method.state_dict(), checkpoint["method"])
+        if checkpoint["step"] > self.steps:
+            raise UserError(f"--steps {self.steps} is less than the {checkpoint['step']} that the run has done")
+        self.method.load_state_dict(checkpoint["method"])
+        self.optimizer.load_state_dict(checkpoint["optimizer"])
+        self.scaler.load_state_dict(checkpoint["scaler"])
+        self.step = checkpoint["step"]
+        self.skips = Skips(self.device, checkpoint["skipped"])
+
+
+def _refuse_other_tensors(own: dict[str, Tensor], given: dict[str, Tensor]) -> None:
+    """Refuse a checkpoint whose tensors have other names or shapes than those of the run."""
+    differ = [name for name in own.keys() | given.keys() if _shape(own, name) != _shape(given, name)]
+    if differ:
+        name = min(differ)
+        raise UserError(
+            f"the checkpoint does not fit the settings: {len(differ)} tensors differ, {name} is {_shape(given, name)} "
+            f"where {_shape(own, name)} is wanted; leave out what changes --backbone, --dino or the size of views, or "
+            "start anew with --out"
+        )
+
+
+def _shape(tensors: dict[str, Tensor], name: str) -> str:
+    return str(tuple(tensors[name].shape)) if name in tensors else "missing"

@@ -1,0 +1,108 @@
+"""What a probe is asked: labelled chips, split by place, standardized as pretrained. Used by the entries alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ssl_geo.config import ProbeConfig
+from ssl_geo.errors import UserError
+from ssl_geo.imagery.labelled import LabelledChips, pair_labels
+from ssl_geo.imagery.quickcheck import check_labelled
+from ssl_geo.imagery.sample import SAMPLE, ensure_sample
+from ssl_geo.probing.footprints import Footprints
+from ssl_geo.probing.rivals import RivalChip
+from ssl_geo.probing.splits import ChipSplit, split_chips
+from ssl_geo.views.photometry import standardize_chip
+
+SAMPLE_CHIP = 120  # pixels; nine chips a scene, large enough for features to see what surrounds a pixel
+
+
+@dataclass(frozen=True)
+class Task:
+    """The labelled chips, their split, and how pixels are standardized."""
+
+    chips: LabelledChips
+    split: ChipSplit
+    mean: npt.NDArray[np.float32]
+    std: npt.NDArray[np.float32]
+
+    @property
+    def num_classes(self) -> int:
+        """C."""
+        return len(self.chips.ids)
+
+    def standardized(self, number: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
+        """Image (C, H, W) as the backbone takes it, and labels (H, W)."""
+        chip = self.chips[number]
+        return standardize_chip(chip.reflectance, chip.valid, self.mean, self.std), chip.labels
+
+    def rival_chip(self, number: int) -> RivalChip:
+        """A chip as the baselines take it."""
+        chip = self.chips[number]
+        filled = np.where(chip.valid, chip.reflectance, self.mean[:, None, None])
+        return RivalChip(filled, standardize_chip(chip.reflectance, chip.valid, self.mean, self.std), chip.labels)
+
+
+def labelled_task(config: ProbeConfig, description: Mapping[str, Any]) -> Task:
+    """Pair images with labels, cut them into chips and split these by place."""
+    images, labels = [Path(path) for path in config.images], [Path(path) for path in config.labels]
+    given = given_splits(Path(config.split.file)) if config.split.file else None
+    if not images:
+        ensure_sample()
+        images, labels = [SAMPLE / "images"], [SAMPLE / "labels"]
+        given = given or {s["name"]: s["split"] for s in json.loads((SAMPLE / "sample.json").read_text())["scenes"]}
+    scenes = pair_labels(
+        images,
+        labels,
+        align=config.align,
+        classes=config.classes,
+        ignore=config.ignore,
+        **dataclasses.asdict(config.data),
+    )
+    size = config.chip_size or (description.get("chip_size", 64) if config.images else SAMPLE_CHIP)
+    chips = LabelledChips(scenes, bands=description["bands"], chip_size=size, context=config.context)
+    for line in [*chips.report(), *check_labelled(chips)]:
+        print(line)
+    pixel = 1.0 if chips.size_m is None else float(chips.size_m.mean() / size)
+    split = split_chips(
+        footprints(chips),
+        chips.class_pixels,
+        block=config.split.block or 2 * size * pixel,
+        fractions=config.split.fractions,
+        gap=config.split.gap,
+        given=None if given is None else chips.given(given),
+    )
+    if not len(split.chips("val")):
+        raise UserError("no chip in val, which chooses between models: give it a share, --split.fractions or .file")
+    mean, std = description.get("mean"), description.get("std")
+    if mean is None or std is None:  # a timm model: standardize with the training chips
+        mean, std = chips.statistics(split.chips("train"))
+    return Task(chips, split, np.asarray(mean, np.float32), np.asarray(std, np.float32))
+
+
+def given_splits(file: Path) -> dict[str, str]:
+    """Split of each image by its name, from JSON."""
+    try:
+        given = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"--split.file {file} is no readable JSON file ({error})") from error
+    if not isinstance(given, dict) or not all(isinstance(split, str) for split in given.values()):
+        raise UserError(f'--split.file {file} must hold {{"image name": "train", "val" or "test"}}')
+    return given
+
+
+def footprints(chips: LabelledChips) -> Footprints:
+    """Where the chips lie on the ground, or in their image where that has no georeferencing."""
+    if chips.lonlat is not None and chips.size_m is not None:
+        return Footprints.on_earth(chips.lonlat, chips.size_m)
+    size = chips.chip_size
+    bounds = np.stack([chips.col, chips.row, chips.col + size, chips.row + size], axis=1)
+    return Footprints.in_plane([str(number) for number in chips.scene], bounds, unit="pixels")

@@ -1,0 +1,108 @@
+"""The folds of benchmarks/study: what trains or chooses is never tested, all ground is tested once, dates together."""
+
+import importlib
+import itertools
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ssl_geo.imagery.geotiff import write_geotiff
+from ssl_geo.imagery.sample import make_sample
+
+ROOT = Path(__file__).resolve().parents[1]
+TWELVE = ["B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B11", "B12"]
+
+
+def write(path: Path, channels: int, side: int, *, left: float | None, bands: list[str] | None = None) -> None:
+    """Random DN, or of one channel random classes, on a grid of 10 m; without georeferencing where left is None."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    most = 4000 if channels > 1 else 3
+    drawn = np.random.default_rng(0).integers(1, most + 1, (channels, side, side))
+    write_geotiff(
+        path,
+        drawn.astype(np.uint16 if channels > 1 else np.uint8),
+        crs=None if left is None else "EPSG:32633",
+        transform=None if left is None else (10.0, 0.0, left, 0.0, -10.0, 5_300_000.0),
+        descriptions=bands,
+    )
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory) -> Path:
+    """The folders that the study reads, small: sides that blocks do not divide, several places, five dates of two."""
+    folder = tmp_path_factory.mktemp("shared")
+    for place in range(2):
+        for kind, channels in (("images_l2a", 12), ("labels", 1)):
+            write(folder / "landcover" / kind / f"place_{place}.tif", channels, 250, left=400_000.0 + 9000 * place)
+        for date in range(5):
+            image = folder / "chips_seasonal" / f"SITE{place}_2018010{date + 1}.tif"
+            write(image, 12, 64, left=500_000.0 + 9000 * place, bands=TWELVE)
+        write(folder / "chips_seasonal_labels" / f"SITE{place}_LC.tif", 1, 64, left=500_000.0 + 9000 * place)
+    for kind, channels in (("images", 12), ("labels", 1)):
+        write(folder / "water" / kind / "labelled_image_1.tif", channels, 300, left=600_000.0)
+    for kind, channels in (("images", 6), ("labels", 1)):
+        write(folder / "cloud" / kind / "scene.tif", channels, 300, left=None)
+    return folder
+
+
+@pytest.fixture
+def study(monkeypatch):
+    """A module of the study by its name."""
+    monkeypatch.syspath_prepend(str(ROOT))
+    return lambda name: importlib.import_module(f"benchmarks.study.{name}")
+
+
+def grounds(chips) -> list[tuple[float, ...]]:
+    """Upper left corner of each chip: where it lies, whatever image it is of."""
+    corners = []
+    for number, row, col in zip(chips.scene, chips.row, chips.col, strict=True):
+        a, _, c, _, e, f = chips.scenes[number].scene.transform
+        corners.append((c + a * col, f + e * row))
+    return corners
+
+
+@pytest.mark.parametrize(("name", "dates"), [("landcover", 1), ("water", 1), ("cloud", 1), ("seasonal", 4)])
+def test_folds_share_no_ground_and_test_all_of_it_once(study, shared, name, dates):
+    labelled = getattr(study("sets"), name)(shared)
+    where = grounds(labelled.chips)
+    assert set(Counter(where).values()) == {dates}
+    tested: list[int] = []
+    blocks: list[tuple[int, tuple[float, ...]]] = []
+    for fold in labelled.folds:
+        parts = [part.tolist() for part in (fold.train, fold.validation, fold.test)]
+        assert all(parts)
+        assert sorted(itertools.chain(*parts)) == list(range(len(labelled.chips)))
+        train, validation, test = ({where[chip] for chip in part} for part in parts)
+        assert not train & validation
+        assert not (train | validation) & test
+        tested += parts[2]
+        blocks += zip(fold.block.tolist(), (where[chip] for chip in parts[2]), strict=True)
+    assert sorted(tested) == list(range(len(labelled.chips)))
+    assert len({block for block, _ in blocks}) == len({place for _, place in blocks}) == len(set(blocks))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    return make_sample(tmp_path_factory.mktemp("sample"), scenes=6, size=240)
+
+
+def test_the_samples_scenes_are_held_out_whole(study, made):
+    labelled = study("sets").sample(made)
+    (fold,) = labelled.folds
+    told = {scene["name"]: scene["split"] for scene in json.loads((made / "sample.json").read_text())["scenes"]}
+    stems = [Path(labelled.chips.scenes[number].scene.path).stem for number in labelled.chips.scene]
+    for split, part in (("train", fold.train), ("val", fold.validation), ("test", fold.test)):
+        assert part.tolist() == [chip for chip, stem in enumerate(stems) if told[stem] == split]
+    assert len(set(fold.block.tolist())) == len(fold.test)
+
+
+def test_no_test_chip_has_a_say_in_a_default(study, made):
+    labelled = study("sets").sample(made)
+    (whole,) = labelled.folds
+    (fold,) = study("ablation").validated(labelled).folds
+    assert fold.test.tolist() == whole.validation.tolist()
+    assert sorted([*fold.train, *fold.validation]) == whole.train.tolist()
+    assert 0 < len(fold.validation) < len(fold.train)
