@@ -261,7 +261,8 @@ def chip_index(config: PretrainConfig) -> ChipIndex:
         anew = f"start anew with --out, from its backbone with --backbone.weights {config.resume}"
         return ChipIndex.load(Path(config.resume) / "index.parquet", mend=anew)
     if folder := packed_folder(data.paths):
-        return packed_index(folder, bands=data.bands, **data.index_settings())
+        settings = data.index_settings() | {"chip_size": data.chip_size}
+        return packed_index(folder, bands=data.bands, **settings)
     if not data.paths:
         ensure_sample()
     data.labels = data.labels or (None if data.paths else str((SAMPLE / "labels").absolute()))

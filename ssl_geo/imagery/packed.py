@@ -129,7 +129,8 @@ def packed_index(folder: Path, *, bands: Sequence[str] | None = None, **settings
         folder: From `packed_folder`.
         bands: Names in the order wanted; None for those packed. Whether a pixel is valid was decided with all of
             the packed bands, and so were the chips and the statistics chosen.
-        **settings: Of `build_index`, the chip size too; one that is set to other than what was packed is refused.
+        **settings: Of `build_index`, the chip size too; one that is set to other than what was packed is refused,
+            None is what was packed.
 
     Raises:
         UserError: If the folder lacks what is asked for or is damaged; it names what is there and how to pack.
@@ -147,7 +148,7 @@ def packed_index(folder: Path, *, bands: Sequence[str] | None = None, **settings
     for name, value in {"bands": wanted, **settings}.items():
         packed = getattr(index.settings, name)
         value = tuple(value) if isinstance(value, list) else value
-        fits = set(value) <= set(packed) if name == "bands" else value in (packed, defaults[name])
+        fits = set(value) <= set(packed) if name == "bands" else value in (None, packed, defaults[name])
         if not fits:
             said, there = (" ".join(map(str, v)) if isinstance(v, tuple) else v for v in (value, packed))
             raise UserError(
