@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +13,9 @@ import torch
 from torch import nn
 
 from benchmarks.study.sets import Fold, LabelledSet
-from ssl_geo.probing.features import FeatureExtractor, auto_layers
-from ssl_geo.probing.pixels import BesidePixels, fit_linear_on_layers
+from ssl_geo.probing.enlarging import dense_features
+from ssl_geo.probing.features import auto_layers
+from ssl_geo.probing.pixels import PIXELS, BesidePixels, fit_linear_on_layers
 from ssl_geo.probing.rivals import RivalChip, score_rivals
 from ssl_geo.probing.scoring import TestChips, score_heads
 from ssl_geo.probing.store import extract
@@ -20,6 +23,11 @@ from ssl_geo.views.photometry import standardize_chip
 
 ROWS = 20_000  # training pixels, as of the probe
 REACH = 16  # pixels of context that random convolutions can see
+WAYS = {  # of dense features: times that the image is enlarged, and whether single pixels stand beside them
+    "features": (1, False),
+    "features at twice the size": (2, False),
+    "features at twice the size + pixels": (2, True),
+}
 CPU = torch.device("cpu")
 
 Blocks = npt.NDArray[np.int64]  # (n, C, C) confusion matrices of the tested blocks
@@ -27,39 +35,40 @@ Floats = npt.NDArray[np.float32]
 
 
 def score_backbone(
-    backbone: nn.Module, labelled: LabelledSet, mean: Floats, std: Floats, *, pixels: bool = True
+    backbone: nn.Module, labelled: LabelledSet, mean: Floats, std: Floats, ways: Sequence[str] = tuple(WAYS)
 ) -> dict[str, Blocks]:
-    """Test the linear probe on all layers, and on all layers beside pixels, over all folds.
+    """Test the linear probe on all layers, in one or several ways of getting dense features, over all folds.
 
     Args:
         backbone: Of timm.
         labelled: Where to test it.
         mean: (C,) reflectance that it was pretrained with.
         std: (C,).
-        pixels: Whether pixels beside features are asked for, too.
+        ways: Names out of `WAYS`.
 
     Returns:
-        Counts by "features" and "features + pixels".
+        Counts by way.
     """
     chips = labelled.chips
-    extractor = FeatureExtractor(backbone.eval(), auto_layers(backbone), input_size=chips.side)
-    beside = BesidePixels(extractor, mean, std, chips.bands)
 
     def read(number: int) -> tuple[Floats, npt.NDArray[np.uint8]]:
         chip = chips[number]
         return standardize_chip(chip.reflectance, chip.valid, mean, std), chip.labels
 
-    asked = {"features": extractor.names} | ({"features + pixels": beside.names} if pixels else {})
-    counts: dict[str, list[Blocks]] = {name: [] for name in asked}
-    with tempfile.TemporaryDirectory() as folder:
-        source = beside if pixels else extractor
-        store = extract(source, read, len(chips), Path(folder), memory=2**31, batch_size=8, say=lambda _: None)
-        for fold in labelled.folds:
-            test = tested(labelled, fold)
-            for name, layers in asked.items():
-                head = fit_linear_on_layers(store, layers, fold.train, fold.validation, len(chips.ids), rows=ROWS)
-                (result,) = score_heads({name: head}, store, test, 16, CPU)
-                counts[name].append(result.blocks)
+    counts: dict[str, list[Blocks]] = {way: [] for way in ways}
+    layers = auto_layers(backbone.eval())
+    for enlarge in sorted({WAYS[way][0] for way in ways}):
+        asked = {way: WAYS[way][1] for way in ways if WAYS[way][0] == enlarge}
+        extractor = dense_features(backbone, layers, side=chips.side, enlarge=enlarge)
+        if any(asked.values()):
+            extractor = BesidePixels(extractor, mean, std, chips.bands)
+        with tempfile.TemporaryDirectory() as folder:
+            store = extract(extractor, read, len(chips), Path(folder), memory=2**31, batch_size=8, say=lambda _: None)
+            for fold, (way, pixels) in itertools.product(labelled.folds, asked.items()):
+                names = [name for name in extractor.names if pixels or name != PIXELS]
+                head = fit_linear_on_layers(store, names, fold.train, fold.validation, len(chips.ids), rows=ROWS)
+                (result,) = score_heads({way: head}, store, tested(labelled, fold), 16, CPU)
+                counts[way].append(result.blocks)
     return {name: np.concatenate(parts) for name, parts in counts.items()}
 
 

@@ -18,6 +18,7 @@ Number = float | None
 _CURVES = {  # panel: the log's names and what each is called
     "loss": {"loss": "loss", "ln_k": "ln K, an even answer"},
     "entropy of the teacher": {"teacher_entropy": "teacher", "ln_k": "ln K, an even answer"},
+    "prototypes in use": {"prototypes_used": "for the views of a step"},
     "effective rank": {"effective_rank": "of the embeddings"},
     "spread of the embeddings": {"embedding_std": "1 = over the whole sphere"},
     "kNN accuracy": {"knn_accuracy": "other scenes vote"},
@@ -169,7 +170,7 @@ def curves(title: str, x: npt.ArrayLike, lines: Mapping[str, npt.ArrayLike], *, 
 
 
 def training_curves(log: Sequence[Mapping[str, Number]]) -> dict[str, Figure]:
-    """Loss, entropy, rank, spread, kNN, learning rate, data wait and speed of a run.
+    """Loss, entropy, prototypes in use, rank, spread, kNN, learning rate, data wait and speed of a run.
 
     Args:
         log: Lines of RUN/log.jsonl in order; what a line does not hold is left out.

@@ -21,6 +21,8 @@ from torch import Tensor, nn
 
 from ssl_geo.training import distributed
 
+MANY_VIEWS = 128  # from which on prototypes in use are counted
+
 
 class MultiCropWrapper(nn.Module):
     """Backbone and head over views of several sizes: one backbone pass for each size, one head pass for all.
@@ -366,8 +368,11 @@ class DINO(nn.Module):
             self._pending.append((teacher_logits.sum(dim=0, keepdim=True), len(teacher_logits)))
             probabilities = self.criterion.sharpen(teacher_logits, self.teacher_temp(step))
             entropy = torch.special.entr(probabilities).sum(dim=-1).mean()
+            used = torch.special.entr(probabilities.mean(dim=0)).sum().exp()
         loss = self.criterion.compare(self._run_student(views), probabilities)
         self._health = {"teacher_entropy": entropy, "kl": loss.detach() - entropy}
+        if len(probabilities) >= MANY_VIEWS:
+            self._health["prototypes_used"] = used
         return loss
 
     def freeze_last_layer(self, step: int) -> None:
@@ -409,8 +414,10 @@ class DINO(nn.Module):
 
         Returns:
             `teacher_entropy`: mean entropy of the teacher's answers, 0 to ln K; `kl`: mean divergence of the student's
-            answers from them (the loss less the entropy); `ln_k`. Nothing before the first batch. Entropy at ln K or
-            at 0 with a divergence of 0 is collapse (section 5.3, figure 7).
+            answers from them (the loss less the entropy); `ln_k`; `prototypes_used`: exponential of the entropy of the
+            mean answer, 1 to K, of `MANY_VIEWS` or more, as fewer need few. Nothing before the first batch. Entropy
+            at ln K or at 0 with a divergence of 0 is collapse (section 5.3, figure 7); ever fewer prototypes are the
+            way to it.
         """
         if not self._health:
             return {}

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+FEW_PROTOTYPES = 16  # for 128 views and more; healthy runs use 19 and more even for chips of one scene
+
 
 def embedding_health(embeddings: Tensor) -> dict[str, float]:
     """Spread of the embeddings of many different chips.
@@ -52,13 +54,16 @@ def collapse_warning(measures: Mapping[str, float]) -> str | None:
     """Say in one sentence that the representation has collapsed, or None.
 
     Args:
-        measures: `teacher_entropy`, `ln_k`, `embedding_std`, `effective_rank` where known.
+        measures: `teacher_entropy`, `ln_k`, `prototypes_used`, `embedding_std`, `effective_rank` where known.
     """
     entropy, ln_k = measures.get("teacher_entropy", math.nan), measures.get("ln_k", math.nan)
     if entropy > 0.99 * ln_k:
         return f"the teacher answers evenly over all prototypes (entropy {entropy:.3f} of ln K = {ln_k:.3f})"
     if entropy < 0.01 * ln_k:
         return f"the teacher answers with single prototypes (entropy {entropy:.3f} of ln K = {ln_k:.3f})"
+    used = measures.get("prototypes_used", math.inf)
+    if used < FEW_PROTOTYPES:
+        return f"the teacher answers all views with {used:.0f} of {math.exp(ln_k):,.0f} prototypes: is it centered?"
     if measures.get("embedding_std", 1.0) < 0.02:
         return f"all chips have nearly the same embedding (spread {measures['embedding_std']:.3f} of 1)"
     if measures.get("effective_rank", math.inf) < 2:

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from ssl_geo.methods.dino import DINO, DINOHead, DINOLoss, MultiCropWrapper
+from ssl_geo.methods.dino import DINO, MANY_VIEWS, DINOHead, DINOLoss, MultiCropWrapper
 from ssl_geo.training import distributed
 
 
@@ -506,6 +506,21 @@ def test_health_is_entropy_and_divergence_by_their_definitions() -> None:
     torch.testing.assert_close(health["kl"], torch.stack(pairs).mean(), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(health["teacher_entropy"] + health["kl"], loss.detach())
     assert health["ln_k"].item() == pytest.approx(math.log(12))
+
+
+def test_prototypes_in_use_are_those_that_many_views_share_out() -> None:
+    method = make()
+    many = [view.repeat(-(-MANY_VIEWS // (2 * len(view))), 1, 1, 1) for view in make_views()]
+    many = [view + torch.randn_like(view) for view in many]
+    method.loss(many, 0)
+    with torch.no_grad():
+        answers = method.criterion.sharpen(method.teacher(many[:2]), 0.04)
+    used = torch.distributions.Categorical(answers.mean(dim=0)).entropy().exp()
+    torch.testing.assert_close(method.health()["prototypes_used"], used, rtol=1e-4, atol=1e-5)
+    method.criterion.center.fill_(0)
+    method.loss([view[:1].expand(len(view), -1, -1, -1) for view in [many[0]] * 4], 0)
+    entropy = method.health()["teacher_entropy"]
+    torch.testing.assert_close(method.health()["prototypes_used"], entropy.exp())  # one answer to all: no more
 
 
 def test_the_width_is_that_of_the_embedding() -> None:

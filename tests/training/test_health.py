@@ -51,7 +51,13 @@ def test_neighbours_of_the_same_scene_do_not_vote():
     assert knn_accuracy(embeddings, labels, groups, 1) == 0.0  # each scene only knows the other's class
 
 
-HEALTHY = {"teacher_entropy": 3.0, "ln_k": math.log(1024), "embedding_std": 0.7, "effective_rank": 20.0}
+HEALTHY = {
+    "teacher_entropy": 3.0,
+    "ln_k": math.log(1024),
+    "prototypes_used": 19.0,
+    "embedding_std": 0.7,
+    "effective_rank": 20.0,
+}
 
 
 def test_a_healthy_run_is_not_warned_about():
@@ -64,6 +70,7 @@ def test_a_healthy_run_is_not_warned_about():
     [
         ("teacher_entropy", 6.931, "evenly over all prototypes"),
         ("teacher_entropy", 0.001, "single prototypes"),
+        ("prototypes_used", 12.4, "with 12 of 1,024 prototypes"),
         ("embedding_std", 0.001, "nearly the same embedding"),
         ("effective_rank", 1.2, "lie on a line"),
     ],

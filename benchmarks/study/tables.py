@@ -1,0 +1,110 @@
+"""A table of one labelled set: no training, random initialization, and a run after some and all of its steps."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from torch import nn
+from tqdm import tqdm
+
+from benchmarks.study.scores import WAYS, Blocks, score_backbone, score_plain
+from benchmarks.study.sets import SIX, LabelledSet
+from ssl_geo.backbones import create_backbone, load_backbone, untrained
+from ssl_geo.imagery.sensors import DEFAULT_BANDS
+from ssl_geo.probing.intervals import bootstrap, paired_difference
+
+SEEDS = 3  # of random initialization
+HEADER = ["model", "mIoU", "accuracy", "over random initialization", "over pixels"]
+PLAIN = ("majority class", "pixels", "random convolutions")
+CURVE = (0.07, 0.25, 1.0)  # shares of a run at which it is tested
+
+
+def table(run: Path, make: Callable[[Path], LabelledSet], folder: Path) -> tuple[str, list[dict[str, Any]]]:
+    """A set's name and rows: what needs no training, random initialization, and the run after some and all steps."""
+    labelled = make(folder)
+    checkpoints = sorted((run / "checkpoints").glob("step-*.pt"))
+    steps = [int(path.stem.removeprefix("step-")) for path in checkpoints]
+    batch = described(run)["batch"]
+    chosen = sorted({int(np.argmin([abs(step - share * steps[-1]) for step in steps])) for share in CURVE})
+    mean, std = standardizing(run, labelled)
+    plain = score_plain(labelled, mean, std)
+    # Random initialization has the counts of all its seeds; all else counts as often, so that blocks have one size.
+    counts: dict[str, Blocks] = {name: SEEDS * plain[name] for name in PLAIN}
+    whole = backbone_of(run, labelled)
+    seeds: list[dict[str, Blocks]] = []
+    for seed in tqdm(range(SEEDS), desc=f"{labelled.name}: random initialization", unit="seed"):
+        torch.manual_seed(seed)
+        seeds.append(score_backbone(untrained(whole), labelled, mean, std))
+    for kind in WAYS:
+        counts[f"random initialization, {kind}"] = np.sum([found[kind] for found in seeds], axis=0)
+    for number in tqdm(chosen, desc=f"{labelled.name}: checkpoints", unit="checkpoint"):
+        # The learning curve is told of plain features.
+        ways = list(WAYS) if number == chosen[-1] else ["features"]
+        scored = score_backbone(backbone_of(checkpoints[number], labelled), labelled, mean, std, ways)
+        for kind, blocks in scored.items():
+            counts[f"DINO, {steps[number] * batch:,} chips, {kind}"] = SEEDS * blocks
+    return labelled.name, [
+        {
+            "model": name,
+            "miou": vars(bootstrap(blocks)),
+            "accuracy": float(np.trace(blocks.sum(0)) / blocks.sum()),
+            "over_random": gain(blocks, name, counts),
+            "over_pixels": vars(paired_difference(blocks, counts["pixels"])),
+        }
+        for name, blocks in counts.items()
+    ]
+
+
+def gain(blocks: Blocks, name: str, counts: dict[str, Blocks]) -> dict[str, Any] | None:
+    """Over random initialization with the same inputs; None for what has no such twin."""
+    kind = name.rpartition(", ")[2]
+    if not name.startswith("DINO"):
+        return None
+    return vars(paired_difference(blocks, counts[f"random initialization, {kind}"]))
+
+
+def backbone_of(source: Path, labelled: LabelledSet) -> nn.Module:
+    """The backbone of a run or checkpoint; its input layer adapted by name where the set has other bands."""
+    if labelled.chips.bands == DEFAULT_BANDS:
+        return load_backbone(str(source), DEFAULT_BANDS)
+    name, sizes = described(source)["name"], [(labelled.chips.side, labelled.chips.side)]
+    return create_backbone(name, len(SIX), sizes, weights=source, bands=SIX)
+
+
+def standardizing(run: Path, labelled: LabelledSet) -> tuple[Any, Any]:
+    """Mean and standard deviation (C,) that the run standardized with; its training chips' for top-of-atmosphere."""
+    told = json.loads((run / "backbone.json").read_text())
+    if labelled.chips.bands == SIX:
+        return labelled.chips.statistics(labelled.folds[0].train)
+    return np.array(told["mean"], np.float32), np.array(told["std"], np.float32)
+
+
+def described(source: Path) -> dict[str, Any]:
+    """Name of the timm model and chips a step of a run, or of the run of a checkpoint."""
+    run = source if source.is_dir() else source.parent.parent
+    settings = yaml.safe_load((run / "config.yaml").read_text())
+    return {"name": settings["backbone"]["name"], "batch": settings["optim"]["batch_size"]}
+
+
+def markdown(name: str, rows: list[dict[str, Any]]) -> str:
+    """A table of a set."""
+    lines = [f"### {name}", "", f"| {' | '.join(HEADER)} |", "|---" * len(HEADER) + "|"]
+    for row in rows:
+        lines.append(
+            f"| {row['model']} | {told(row['miou'])} | {row['accuracy']:.3f} | {told(row['over_random'], '+')} "
+            f"| {told(row['over_pixels'], '+') if row['model'] != 'pixels' else '—'} |"
+        )
+    return "\n".join([*lines, ""])
+
+
+def told(interval: dict[str, Any] | None, sign: str = "") -> str:
+    """Value and bounds."""
+    if interval is None:
+        return "—"
+    return f"{interval['value']:{sign}.3f} [{interval['low']:{sign}.3f}, {interval['high']:{sign}.3f}]"
