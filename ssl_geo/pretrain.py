@@ -31,10 +31,7 @@ from ssl_geo.imagery.quickcheck import check_index
 from ssl_geo.imagery.sample import SAMPLE, ensure_sample
 from ssl_geo.imagery.scenes import UnreadableError
 from ssl_geo.imagery.sensors import DEFAULT_BANDS
-from ssl_geo.material import run_material
 from ssl_geo.presets import resolve
-from ssl_geo.reporting.page import write_page
-from ssl_geo.reporting.pretraining import pretraining_page
 from ssl_geo.resuming import resume_changes
 from ssl_geo.state import State
 from ssl_geo.training import distributed, runs
@@ -309,7 +306,11 @@ def make_monitor(config: PretrainConfig, index: ChipIndex, chips: Chips, crops: 
 
 def report(config: PretrainConfig, state: State, chips: Chips, run: Path) -> None:
     """Write RUN/report.html; the run is whole by now, and what fails here is said and costs the page alone."""
-    try:
+    try:  # what draws takes seconds to import: not before the first step
+        from ssl_geo.material import run_material
+        from ssl_geo.reporting.page import write_page
+        from ssl_geo.reporting.pretraining import pretraining_page
+
         print(f"report: {write_page(run / 'report.html', pretraining_page(run_material(config, state, chips, run)))}")
     except Exception as error:
         print(f"{run} is complete but for report.html, which failed with {type(error).__name__}: {error}")

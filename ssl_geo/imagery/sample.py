@@ -35,7 +35,6 @@ from tqdm import tqdm
 from ssl_geo.errors import UserError
 from ssl_geo.files import written_whole
 from ssl_geo.imagery.geotiff import write_geotiff
-from ssl_geo.imagery.sample_scene import render_scene
 from ssl_geo.imagery.sample_spectra import BANDS, CLASSES, IGNORE
 
 SAMPLE = Path("data/sample")
@@ -95,6 +94,8 @@ def _plans(scenes: int, size: int) -> Iterator[_Plan]:
 
 def _make_scene(folder: Path, plan: _Plan, seed: int, size: int) -> None:
     """Render one scene and write its image and labels."""
+    from ssl_geo.imagery.sample_scene import render_scene  # half a second that only a new sample takes
+
     dn, labels = render_scene(
         np.random.default_rng([seed, plan.number]),
         size,
