@@ -10,7 +10,7 @@ if __name__ == "__main__":  # settings first: --help answers before torch is imp
 
 import datetime
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -158,8 +158,16 @@ def main(config: ProbeConfig) -> int:
     page = probe_page(report, shown_chips(task, name, item, stores[""], config, device))
     html = write_page(out / "report.html", page)
     print(report["headline"])
+    if config.enlarge == 1 and not surely_above_pixels(report):
+        print("no certain gain over pixels: try --enlarge 2, a finer grid for fine structures at four times the time")
     print(f"report: {html}, {markdown}; map: {maps[0]}; head for ssl_geo.predict: {out / 'best_head'}")
     return 0
+
+
+def surely_above_pixels(report: Mapping[str, Any]) -> bool:
+    """Whether the interval of the chosen group's gain over pixels lies above 0."""
+    gain = next(group["gains"]["pixels"] for group in report["groups"] if group["name"] == report["best"])
+    return gain is not None and gain["low"] is not None and gain["low"] > 0
 
 
 def check(config: ProbeConfig) -> None:

@@ -61,6 +61,7 @@ def test_a_probe_leaves_report_and_maps_on_the_grid_of_the_image(world, tmp_path
     said = capsys.readouterr().out
     assert "over pixels" in said
     assert "over random initialization" in said
+    assert "try --enlarge 2" in said  # single pixels decide this task
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     groups = {group["name"]: group for group in report["groups"]}
     assert {"linear @ layer1", "linear @ layer2", "pixels", "random convolutions", "majority class"} <= groups.keys()

@@ -3,7 +3,8 @@
     python -m benchmarks.study.ablation [--out runs/ablation] [--steps 100] [NAME ...]
 
 Every run sees the same number of chips. Scored is a linear probe that is fitted and chosen on the sample's training
-scenes and tested on its validation scenes, so that no test label has a say in a default. Prints one table.
+scenes and tested on its validation scenes, so that no test label has a say in a default. Prints one table: mIoU and its
+difference from the first run, of features as they are and at twice the size.
 """
 
 from __future__ import annotations
@@ -22,15 +23,16 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks.paired import machine
-from benchmarks.study.__main__ import backbone_of, standardizing, told
 from benchmarks.study.scores import score_backbone
 from benchmarks.study.sets import CHOOSING, Fold, LabelledSet, sample
+from benchmarks.study.tables import backbone_of, standardizing, told
 from ssl_geo.imagery.sample import SAMPLE, ensure_sample
 from ssl_geo.probing.intervals import bootstrap, paired_difference
 
 VARIANTS: dict[str, list[str]] = {
     "default": [],
     "default, another seed": ["--seed=1"],
+    "default, a third seed": ["--seed=2"],
     "channel-repeat always (the origin)": ["--views.channel_repeat=1"],
     "no channel-repeat": ["--views.channel_repeat=0"],
     "no rotation by 90 degrees": ["--views.rotate90=false"],
@@ -42,11 +44,18 @@ VARIANTS: dict[str, list[str]] = {
     "teacher momentum 0.996": ["--dino.teacher_momentum=0.996"],
     "teacher temperature 0.07": ["--dino.teacher_temp=0.07"],
     "K 8192": ["--dino.out_dim=8192"],
+    "global views of 0.1 to 1, local ones of 0.02 to 0.1": [
+        "--views.global_scale=[0.1,1]",
+        "--views.local_scale=[0.02,0.1]",
+    ],
+    "chips of 16 pixels, shown at 32": ["--data.chip_size=16", "--views.global_size=32", "--views.local_size=16"],
+    "chips of 32 pixels, shown at 64": ["--views.global_size=64", "--views.local_size=32"],
     "learning rate a quarter": ["--optim.lr=0.001"],
     "chips of 64 pixels": ["--data.chip_size=64"],
     "resnet18": ["--backbone.name=resnet18"],
     "convnext_atto": ["--backbone.name=convnext_atto"],
 }
+SCORED = ("features", "features at twice the size")
 
 
 def main() -> None:
@@ -72,19 +81,15 @@ def main() -> None:
                 subprocess.run([*command, *VARIANTS[name]], check=True, stdout=log, stderr=log, env=environment)
         seconds = time.perf_counter() - began
         mean, std = standardizing(run, labelled)
-        way = "features at twice the size"
-        blocks = score_backbone(backbone_of(run, labelled), labelled, mean, std, [way])[way]
-        reference = blocks if reference is None else reference
-        rows.append(
-            {
-                "variant": name,
-                "settings": VARIANTS[name],
-                "seconds": seconds,
-                "miou": vars(bootstrap(blocks)),
-                "against_default": vars(paired_difference(blocks, reference)),
-            }
-        )
-        print(f"| {name} | {told(rows[-1]['miou'])} | {told(rows[-1]['against_default'], '+')} |", flush=True)
+        scored = score_backbone(backbone_of(run, labelled), labelled, mean, std, SCORED)
+        reference = scored if reference is None else reference
+        row: dict[str, Any] = {"variant": name, "settings": VARIANTS[name], "seconds": seconds}
+        for way, blocks in scored.items():
+            against = paired_difference(blocks, reference[way])
+            row[way] = {"miou": vars(bootstrap(blocks)), "against_first": vars(against)}
+        rows.append(row)
+        cells = [f"{told(row[way]['miou'])} | {told(row[way]['against_first'], '+')}" for way in SCORED]
+        print(f"| {name} | {' | '.join(cells)} |", flush=True)
     content = {"machine": machine(), "steps": given.steps, "rows": rows}
     (given.out / "ablation.json").write_text(json.dumps(content, indent=1) + "\n")
 

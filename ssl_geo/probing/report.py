@@ -43,7 +43,7 @@ import numpy as np
 from ssl_geo.errors import UserError
 from ssl_geo.files import written_whole
 from ssl_geo.probing.intervals import MIN_BLOCKS, Statistic, bootstrap, class_intervals, paired_difference
-from ssl_geo.probing.markdown import Json, markdown, with_interval
+from ssl_geo.probing.markdown import Json, markdown, number, with_interval
 from ssl_geo.probing.metrics import (
     Counts,
     Floats,
@@ -305,6 +305,11 @@ def _headline(groups: Sequence[Json], best: str | None) -> str:
     for key, gain in group["gains"].items():
         over = key.replace("_", " ")
         parts.append(f"{with_interval(gain, '+')} over {over}" if gain else f"gain over {over} unknown")
+    own = _or_lowest(group["scores"]["miou"]["value"])
+    above = [
+        g for g in map(_plain, groups) if g["kind"] == "baseline" and _or_lowest(g["scores"]["miou"]["value"]) > own
+    ]
+    parts += [f"below {g['name']} ({number(g['scores']['miou']['value'])})" for g in above]
     parts.append("the only model" if group["validation_miou"] is None else "chosen on validation")
     if group["collapsed"]:
         parts.append(f"but COLLAPSED in {group['collapsed']} of {group['runs']} runs")

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-FEW_PROTOTYPES = 16  # for 128 views and more; healthy runs use 19 and more even for chips of one scene
+FEW_PROTOTYPES = 12  # for 128 views and more; healthy runs on small archives use 18 and more (docs/learning.md)
 
 
 def embedding_health(embeddings: Tensor) -> dict[str, float]:

@@ -189,6 +189,15 @@ def test_baselines_and_broken_models_are_never_the_best() -> None:
     assert report(unknown[:1]).to_json()["headline"].endswith("the only model")
 
 
+def test_a_baseline_that_does_better_is_in_the_headline() -> None:
+    convolutions = model("random convolutions", 0.9, "baseline")
+    content = report([model("pixels", 0.5, "baseline"), convolutions, model("linear", 0.7)]).to_json()
+    score = group(content, "random convolutions")["scores"]["miou"]["value"]
+    assert f", below random convolutions ({score:.3f}), " in content["headline"]
+    assert "below pixels" not in content["headline"]
+    assert "below" not in report(full()).to_json()["headline"]
+
+
 def test_headline_is_the_first_line() -> None:
     results = full()
     counts = pooled(results, "linear @ layer4")
