@@ -19,17 +19,17 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from ssl_geo.backbones import export_backbone, required_multiple
-from ssl_geo.batches import ChipBatches, Chips, Keys, ViewBatches
+from ssl_geo.batches import Batches, ChipBatches, Chips, Keys, Season, ViewBatches
 from ssl_geo.imagery.chips import ChipIndex, cached_index
 from ssl_geo.imagery.datasets import dominant_labels
 from ssl_geo.imagery.packed import PackedChips, open_chips, packed_folder, packed_index
 from ssl_geo.imagery.quickcheck import check_index
 from ssl_geo.imagery.sample import SAMPLE, ensure_sample
 from ssl_geo.imagery.scenes import UnreadableError
+from ssl_geo.imagery.seasons import OtherDates
 from ssl_geo.imagery.sensors import DEFAULT_BANDS
 from ssl_geo.presets import resolve
 from ssl_geo.resuming import resume_changes
@@ -114,11 +114,12 @@ def prepare(config: PretrainConfig) -> Run:
     checked = check_index(index, seed=config.seed) if ranks.main and not looked_at else []
     for line in [*index.report(), *checked, *resolve(config, len(index), ranks.world)]:
         say(line)
+    season = other_dates(config, index, say)
     mean, std = standardization(config, index)
     patch_size = required_multiple(config.backbone.name, **config.backbone.arguments)
-    recipes = dataclasses.asdict(config.views)
-    if recipes.pop("backend") == "auto":
+    if config.views.backend == "auto":
         config.views.backend = "torch" if ranks.device.type == "cuda" else "opencv"
+    recipes = {name: v for name, v in dataclasses.asdict(config.views).items() if name not in ("backend", "season")}
     global_views, local_views = default_recipes(index.chip_size, patch_size, **recipes)
     crops = MultiCrop(mean, std, global_views=global_views, local_views=local_views)
     changes = resume_changes(to_dict(config), to_dict(PretrainConfig())) if config.resume else []
@@ -154,7 +155,7 @@ def prepare(config: PretrainConfig) -> Run:
         world=ranks.world,
     )
     batched = config.views.backend == "torch"
-    dataset: Dataset[Any] = (ChipBatches if batched else ViewBatches)(chips, crops, config.seed)
+    dataset: Batches[Any] = (ChipBatches if batched else ViewBatches)(chips, crops, config.seed, season)
     views_of: Callable[[Any], list[Tensor]] = BatchedMultiCrop(crops, ranks.device) if batched else list
     workers = default_workers(ranks.world) if config.data.workers is None else config.data.workers
     batches = feed(dataset, order, workers=workers, pinned=ranks.device.type == "cuda", say=tqdm.write)
@@ -165,7 +166,7 @@ def prepare(config: PretrainConfig) -> Run:
     say(f"{folder}: {config.backbone.name} on {ranks.device} in {dtype}, views by {config.views.backend}")
     if ranks.main and state.step < state.steps:
         few, packed = next(iter(order))[:MEASURED], isinstance(chips, PackedChips)
-        say(data_pace(lambda key: chips[key[1]], lambda key: dataset[[key]], few, workers=workers, packed=packed))
+        say(data_pace(dataset.read, lambda key: dataset[[key]], few, workers=workers, packed=packed))
     batches, again = map(views_of, batches), lambda keys: views_of(dataset[keys])
     return Run(ranks, folder, state, chips, order, batches, again, monitor, say)
 
@@ -284,6 +285,23 @@ def standardization(config: PretrainConfig, index: ChipIndex) -> list[npt.NDArra
             )
         both.append(np.array(own if given is None else given, dtype=np.float32))
     return both
+
+
+def other_dates(config: PretrainConfig, index: ChipIndex, say: Callable[[str], None]) -> Season | None:
+    """What every second view may show at another date; None where --views.season is 0."""
+    probability = config.views.season
+    if not 0 <= probability <= 1:
+        raise UserError(f"--views.season is {probability}: give a probability from 0 to 1")
+    if probability == 0:
+        return None
+    dates = OtherDates(index)
+    if not dates.count:
+        raise UserError(
+            f"--views.season {probability}, but none of the {len(index):,} chips has another date: {dates.why_none()}; "
+            "give --views.season 0"
+        )
+    say(dates.report())
+    return Season(dates, probability)
 
 
 def make_monitor(config: PretrainConfig, index: ChipIndex, chips: Chips, crops: MultiCrop) -> Monitor:
