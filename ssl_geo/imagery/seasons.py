@@ -99,7 +99,12 @@ def _places(index: ChipIndex) -> tuple[Numbers, int]:
     crs = _codes(index, "crs").astype(np.int64)
     # A transform that is the identity says nothing, whatever the CRS beside it: boxes are windows then.
     crs[(sides == np.stack((col, row, col + size, row + size))).all(axis=0)] = -1
+    pixel = (sides[2:] - sides[:2]).min(axis=0) / size
+    crs[~(pixel > 0)] = -1
     known = np.flatnonzero(crs >= 0)
+    # What differs by a millionth of a pixel differs by the last digits of a transform: dates of one footprint are one.
+    step = np.exp2(np.floor(np.log2(pixel[known])) - 20)
+    sides[:, known] = np.round(sides[:, known] / step) * step
 
     order = known[np.lexsort((*sides[:, known], crs[known]))]
     begins = np.ones(len(order), np.bool_)
