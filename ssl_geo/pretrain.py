@@ -72,7 +72,7 @@ def main(config: PretrainConfig) -> int:
         f"backbone of step {state.step}: {run.folder / 'backbone.safetensors'} (plain timm loads it, see backbone.json)"
     )
     if run.ranks.main:
-        report(config, state, run.chips, run.folder)
+        report(config, run)
     return 0
 
 
@@ -322,16 +322,17 @@ def make_monitor(config: PretrainConfig, index: ChipIndex, chips: Chips, crops: 
     )
 
 
-def report(config: PretrainConfig, state: State, chips: Chips, run: Path) -> None:
+def report(config: PretrainConfig, run: Run) -> None:
     """Write RUN/report.html; the run is whole by now, and what fails here is said and costs the page alone."""
     try:  # what draws takes seconds to import: not before the first step
         from ssl_geo.material import run_material
         from ssl_geo.reporting.page import write_page
         from ssl_geo.reporting.pretraining import pretraining_page
 
-        print(f"report: {write_page(run / 'report.html', pretraining_page(run_material(config, state, chips, run)))}")
+        material = run_material(config, run.state, run.chips, run.again, run.folder)
+        print(f"report: {write_page(run.folder / 'report.html', pretraining_page(material))}")
     except Exception as error:
-        print(f"{run} is complete but for report.html, which failed with {type(error).__name__}: {error}")
+        print(f"{run.folder} is complete but for report.html, which failed with {type(error).__name__}: {error}")
 
 
 def default_workers(world: int) -> int:
