@@ -58,14 +58,15 @@ class Batches(Dataset[Batch], Generic[Batch]):
     def __init__(self, chips: Chips, crops: MultiCrop, seed: int, season: Season | None = None) -> None:
         self.chips, self.crops, self.seed, self.season = chips, crops, seed, season
 
+    def numbers(self, key: tuple[int, int]) -> list[int]:
+        """What the views of a chip show: its number, and that of another date of it where one was drawn."""
+        epoch, chip = key
+        other = None if self.season is None else self.season.draw(seed=self.seed, epoch=epoch, chip=chip)
+        return [chip] if other is None else [chip, other]
+
     def read(self, key: tuple[int, int]) -> list[Chip]:
-        """Read what the views of a chip show: the chip, and another date of it where one was drawn."""
-        epoch, position = key
-        chips = [self.chips[position]]
-        if self.season is not None:
-            other = self.season.draw(seed=self.seed, epoch=epoch, chip=position)
-            chips += [] if other is None else [self.chips[other]]
-        return chips
+        """Read the chips of `numbers`."""
+        return [self.chips[number] for number in self.numbers(key)]
 
 
 class ViewBatches(Batches[list[Tensor]]):

@@ -88,6 +88,7 @@ class Run:
         order: Which chips each step sees.
         batches: Views of the steps that are left, (B, C, h, w) each.
         again: Makes the views of a list of (epoch, chip) anew.
+        numbers: The chips that the views of an (epoch, chip) show: itself, and another date of it where one was drawn.
         monitor: Watches the embeddings, on the main rank.
         say: Prints a line, on the main rank.
     """
@@ -99,6 +100,7 @@ class Run:
     order: StepBatches
     batches: Iterable[list[Tensor]]
     again: Callable[[Keys], list[Tensor]]
+    numbers: Callable[[tuple[int, int]], list[int]]
     monitor: Monitor | None
     say: Callable[[str], None]
 
@@ -168,7 +170,7 @@ def prepare(config: PretrainConfig) -> Run:
         few, packed = next(iter(order))[:MEASURED], isinstance(chips, PackedChips)
         say(data_pace(dataset.read, lambda key: dataset[[key]], few, workers=workers, packed=packed))
     batches, again = map(views_of, batches), lambda keys: views_of(dataset[keys])
-    return Run(ranks, folder, state, chips, order, batches, again, monitor, say)
+    return Run(ranks, folder, state, chips, order, batches, again, dataset.numbers, monitor, say)
 
 
 def train(config: PretrainConfig, run: Run, interruption: runs.Interruption) -> None:
@@ -237,11 +239,19 @@ def train(config: PretrainConfig, run: Run, interruption: runs.Interruption) -> 
 def mind_skips(config: PretrainConfig, run: Run, say: Callable[[str], None]) -> None:
     """Say which steps were skipped since the last look, keep their views; give up where none is finite any more."""
     state = run.state
+    columns = {name: state.index.table[name] for name in ("scene", "row", "col")}
+
+    def named(chip: int) -> dict[str, Any]:
+        return {name: column[chip].as_py() for name, column in columns.items()}
+
     steps = [state.step - back for back in state.skips.last()]
     for step in steps:  # a batch is a function of its step: made anew, none is held in memory in case
         keys = next(iter(dataclasses.replace(run.order, start=step)))
-        columns = {name: state.index.table[name] for name in ("scene", "row", "col")}
-        chips = [{name: column[chip].as_py() for name, column in columns.items()} for _, chip in keys]
+        chips = []
+        for chip, *others in map(run.numbers, keys):
+            chips.append(named(chip))
+            if others:
+                chips[-1]["another date"] = named(*others)
         kept = runs.keep_skipped(run.folder, step, run.ranks.rank, run.again(keys), chips)
     if steps:
         say(f"step {state.step}: {len(steps)} not finite, skipped ({state.skips.total} so far), see {kept}")

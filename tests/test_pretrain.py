@@ -13,13 +13,14 @@ import pytest
 import rasterio
 import torch
 import yaml
+from safetensors import safe_open
 
 from ssl_geo import load_backbone
 from ssl_geo.config import pack_config, pretrain_config
 from ssl_geo.errors import UserError
 from ssl_geo.imagery.geotiff import write_geotiff
 from ssl_geo.pack import main as pack
-from ssl_geo.pretrain import main, prepare
+from ssl_geo.pretrain import main, mind_skips, prepare
 from ssl_geo.training import runs
 
 TINY = [
@@ -281,12 +282,30 @@ def test_every_second_view_of_a_run_is_of_another_date(tmp_path, arguments, date
 
     none = views("none")
     assert "season" not in capsys.readouterr().out
-    seasons, on_device = (views(b, "--views.season", "1", "--views.backend", b) for b in ("opencv", "torch"))
+    seasons, on_device = (
+        views(b, "--views.season", "1", "--views.backend", b, "--data.workers", "1") for b in ("opencv", "torch")
+    )
     for i, (one, other, third) in enumerate(zip(none, seasons, on_device, strict=True)):
         changed = (one != other).flatten(1).any(1)
         assert changed.any() == (i % 2 == 1)
         # The imagery is noise, so that 1/32 pixel of rounding counts.
         assert (other - third).abs().mean() < 0.05 < 0.5 < (one - other)[changed].abs().mean() or i % 2 == 0
+
+
+def test_a_skipped_step_names_both_dates_that_its_views_show(tmp_path, arguments, dates):
+    wanted = [*arguments, "--data", str(dates), "--views.season", "1", "--steps", "2", "--out", str(tmp_path / "run")]
+    config = pretrain_config(wanted)
+    run = prepare(config)
+    run.state.skips.note(torch.tensor(False))
+    run.state.step = 1
+    mind_skips(config, run, print)
+    (kept,) = (tmp_path / "run" / "skipped").iterdir()
+    with safe_open(kept, "pt") as file:
+        chips = json.loads(file.metadata()["chips"])
+    scenes = [(Path(c["scene"]).name, Path(c.get("another date", c)["scene"]).name) for c in chips]
+    assert len(chips) == 4
+    assert [one == other for one, other in scenes] == ["32UQU" in one for one, _ in scenes]  # it has one date
+    assert all(c["another date"][name] == c[name] for c in chips if "another date" in c for name in ("row", "col"))
 
 
 def test_a_run_is_resumed_from_another_working_directory(tmp_path, imagery, monkeypatch):
