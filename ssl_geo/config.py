@@ -98,6 +98,9 @@ class ViewsConfig:
     """probability of Gaussian blur in the first global, the second global and the local views"""
     solarize: float = 0.2
     """probability of solarizing the second global view"""
+    season: float = 0.0
+    """probability that the second global view and every second local view show the same place at another date, where
+    the archive holds one"""
     backend: Literal["auto", "opencv", "torch"] = "auto"
     """opencv: the loader's processes make the views; torch: the device that trains makes them, from chips as stored;
     auto: torch on cuda, else opencv. The draws are the same, values differ by up to 1/64 pixel of interpolation"""

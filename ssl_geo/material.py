@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ssl_geo.backbones import load_backbone, required_multiple
-from ssl_geo.batches import Chips
+from ssl_geo.batches import Chips, Keys
 from ssl_geo.class_token import class_token_attention
 from ssl_geo.config import PretrainConfig
 from ssl_geo.imagery.places import lonlat_bounds
@@ -22,8 +24,18 @@ REPORTED, FEATURED, VIEWED, LOCATED = 96, 4, 3, 4000  # chips on the page: embed
 
 
 @torch.no_grad()
-def run_material(config: PretrainConfig, state: State, chips: Chips, run: Path) -> RunMaterial:
-    """What the page shows: chips evenly drawn from the index, their first views, what the backbone makes of them."""
+def run_material(
+    config: PretrainConfig, state: State, chips: Chips, views_of: Callable[[Keys], list[Tensor]], run: Path
+) -> RunMaterial:
+    """What the page shows: chips evenly drawn from the index, their first views, what the backbone makes of them.
+
+    Args:
+        config: Of the run.
+        state: At its end.
+        chips: As stored.
+        views_of: Makes the views (B, C, h, w) of a list of (epoch, chip) as the run does.
+        run: Its folder.
+    """
     index, crops, backbone = state.index, state.crops, load_backbone(run).to(state.device)
     numbers = np.unique(np.linspace(0, len(index) - 1, REPORTED).astype(int))
     numbers = np.random.default_rng(config.seed).permutation(numbers)
@@ -47,10 +59,7 @@ def run_material(config: PretrainConfig, state: State, chips: Chips, run: Path) 
         std=crops.std,
         images=[image[:, : side * multiple, : side * multiple] for image in images],
         valid=[chip.valid[: side * multiple, : side * multiple] for chip in read],
-        views=[
-            crops(chip.dn, chip.valid, chip.scale, chip.offset, seed=config.seed, epoch=0, chip=int(number))
-            for chip, number in zip(read[:VIEWED], numbers, strict=False)
-        ],
+        views=[[view[0].cpu().numpy() for view in views_of([(0, int(number))])] for number in numbers[:VIEWED]],
         layers={name: maps.float().cpu().numpy() for name, maps in extractor(batch[:FEATURED]).items()},
         attention=None if attention is None else attention.float().cpu().numpy(),
         embeddings=torch.cat([backbone(part) for part in torch.split(batch, 64)]).float().cpu().numpy(),

@@ -19,17 +19,17 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from ssl_geo.backbones import export_backbone, required_multiple
-from ssl_geo.batches import ChipBatches, Chips, Keys, ViewBatches
+from ssl_geo.batches import Batches, ChipBatches, Chips, Keys, Season, ViewBatches
 from ssl_geo.imagery.chips import ChipIndex, cached_index
 from ssl_geo.imagery.datasets import dominant_labels
 from ssl_geo.imagery.packed import PackedChips, open_chips, packed_folder, packed_index
 from ssl_geo.imagery.quickcheck import check_index
 from ssl_geo.imagery.sample import SAMPLE, ensure_sample
 from ssl_geo.imagery.scenes import UnreadableError
+from ssl_geo.imagery.seasons import OtherDates
 from ssl_geo.imagery.sensors import DEFAULT_BANDS
 from ssl_geo.presets import resolve
 from ssl_geo.resuming import resume_changes
@@ -72,7 +72,7 @@ def main(config: PretrainConfig) -> int:
         f"backbone of step {state.step}: {run.folder / 'backbone.safetensors'} (plain timm loads it, see backbone.json)"
     )
     if run.ranks.main:
-        report(config, state, run.chips, run.folder)
+        report(config, run)
     return 0
 
 
@@ -88,6 +88,7 @@ class Run:
         order: Which chips each step sees.
         batches: Views of the steps that are left, (B, C, h, w) each.
         again: Makes the views of a list of (epoch, chip) anew.
+        numbers: The chips that the views of an (epoch, chip) show: itself, and another date of it where one was drawn.
         monitor: Watches the embeddings, on the main rank.
         say: Prints a line, on the main rank.
     """
@@ -99,6 +100,7 @@ class Run:
     order: StepBatches
     batches: Iterable[list[Tensor]]
     again: Callable[[Keys], list[Tensor]]
+    numbers: Callable[[tuple[int, int]], list[int]]
     monitor: Monitor | None
     say: Callable[[str], None]
 
@@ -114,11 +116,12 @@ def prepare(config: PretrainConfig) -> Run:
     checked = check_index(index, seed=config.seed) if ranks.main and not looked_at else []
     for line in [*index.report(), *checked, *resolve(config, len(index), ranks.world)]:
         say(line)
+    season = other_dates(config, index, say)
     mean, std = standardization(config, index)
     patch_size = required_multiple(config.backbone.name, **config.backbone.arguments)
-    recipes = dataclasses.asdict(config.views)
-    if recipes.pop("backend") == "auto":
+    if config.views.backend == "auto":
         config.views.backend = "torch" if ranks.device.type == "cuda" else "opencv"
+    recipes = {name: v for name, v in dataclasses.asdict(config.views).items() if name not in ("backend", "season")}
     global_views, local_views = default_recipes(index.chip_size, patch_size, **recipes)
     crops = MultiCrop(mean, std, global_views=global_views, local_views=local_views)
     changes = resume_changes(to_dict(config), to_dict(PretrainConfig())) if config.resume else []
@@ -154,7 +157,7 @@ def prepare(config: PretrainConfig) -> Run:
         world=ranks.world,
     )
     batched = config.views.backend == "torch"
-    dataset: Dataset[Any] = (ChipBatches if batched else ViewBatches)(chips, crops, config.seed)
+    dataset: Batches[Any] = (ChipBatches if batched else ViewBatches)(chips, crops, config.seed, season)
     views_of: Callable[[Any], list[Tensor]] = BatchedMultiCrop(crops, ranks.device) if batched else list
     workers = default_workers(ranks.world) if config.data.workers is None else config.data.workers
     batches = feed(dataset, order, workers=workers, pinned=ranks.device.type == "cuda", say=tqdm.write)
@@ -165,9 +168,9 @@ def prepare(config: PretrainConfig) -> Run:
     say(f"{folder}: {config.backbone.name} on {ranks.device} in {dtype}, views by {config.views.backend}")
     if ranks.main and state.step < state.steps:
         few, packed = next(iter(order))[:MEASURED], isinstance(chips, PackedChips)
-        say(data_pace(lambda key: chips[key[1]], lambda key: dataset[[key]], few, workers=workers, packed=packed))
+        say(data_pace(dataset.read, lambda key: dataset[[key]], few, workers=workers, packed=packed))
     batches, again = map(views_of, batches), lambda keys: views_of(dataset[keys])
-    return Run(ranks, folder, state, chips, order, batches, again, monitor, say)
+    return Run(ranks, folder, state, chips, order, batches, again, dataset.numbers, monitor, say)
 
 
 def train(config: PretrainConfig, run: Run, interruption: runs.Interruption) -> None:
@@ -236,11 +239,19 @@ def train(config: PretrainConfig, run: Run, interruption: runs.Interruption) -> 
 def mind_skips(config: PretrainConfig, run: Run, say: Callable[[str], None]) -> None:
     """Say which steps were skipped since the last look, keep their views; give up where none is finite any more."""
     state = run.state
+    columns = {name: state.index.table[name] for name in ("scene", "row", "col")}
+
+    def named(chip: int) -> dict[str, Any]:
+        return {name: column[chip].as_py() for name, column in columns.items()}
+
     steps = [state.step - back for back in state.skips.last()]
     for step in steps:  # a batch is a function of its step: made anew, none is held in memory in case
         keys = next(iter(dataclasses.replace(run.order, start=step)))
-        columns = {name: state.index.table[name] for name in ("scene", "row", "col")}
-        chips = [{name: column[chip].as_py() for name, column in columns.items()} for _, chip in keys]
+        chips = []
+        for chip, *others in map(run.numbers, keys):
+            chips.append(named(chip))
+            if others:
+                chips[-1]["another date"] = named(*others)
         kept = runs.keep_skipped(run.folder, step, run.ranks.rank, run.again(keys), chips)
     if steps:
         say(f"step {state.step}: {len(steps)} not finite, skipped ({state.skips.total} so far), see {kept}")
@@ -286,6 +297,23 @@ def standardization(config: PretrainConfig, index: ChipIndex) -> list[npt.NDArra
     return both
 
 
+def other_dates(config: PretrainConfig, index: ChipIndex, say: Callable[[str], None]) -> Season | None:
+    """What every second view may show at another date; None where --views.season is 0."""
+    probability = config.views.season
+    if not 0 <= probability <= 1:
+        raise UserError(f"--views.season is {probability}: give a probability from 0 to 1")
+    if probability == 0:
+        return None
+    dates = OtherDates(index)
+    if not dates.count:
+        raise UserError(
+            f"--views.season {probability}, but none of the {len(index):,} chips has another date: {dates.why_none()}; "
+            "give --views.season 0"
+        )
+    say(dates.report())
+    return Season(dates, probability)
+
+
 def make_monitor(config: PretrainConfig, index: ChipIndex, chips: Chips, crops: MultiCrop) -> Monitor:
     """A fixed random draw of chips, standardized whole, with their most frequent label where there are labels."""
     rng = np.random.default_rng(config.seed)
@@ -304,16 +332,17 @@ def make_monitor(config: PretrainConfig, index: ChipIndex, chips: Chips, crops: 
     )
 
 
-def report(config: PretrainConfig, state: State, chips: Chips, run: Path) -> None:
+def report(config: PretrainConfig, run: Run) -> None:
     """Write RUN/report.html; the run is whole by now, and what fails here is said and costs the page alone."""
     try:  # what draws takes seconds to import: not before the first step
         from ssl_geo.material import run_material
         from ssl_geo.reporting.page import write_page
         from ssl_geo.reporting.pretraining import pretraining_page
 
-        print(f"report: {write_page(run / 'report.html', pretraining_page(run_material(config, state, chips, run)))}")
+        material = run_material(config, run.state, run.chips, run.again, run.folder)
+        print(f"report: {write_page(run.folder / 'report.html', pretraining_page(material))}")
     except Exception as error:
-        print(f"{run} is complete but for report.html, which failed with {type(error).__name__}: {error}")
+        print(f"{run.folder} is complete but for report.html, which failed with {type(error).__name__}: {error}")
 
 
 def default_workers(world: int) -> int:

@@ -13,13 +13,14 @@ import pytest
 import rasterio
 import torch
 import yaml
+from safetensors import safe_open
 
 from ssl_geo import load_backbone
 from ssl_geo.config import pack_config, pretrain_config
 from ssl_geo.errors import UserError
 from ssl_geo.imagery.geotiff import write_geotiff
 from ssl_geo.pack import main as pack
-from ssl_geo.pretrain import main
+from ssl_geo.pretrain import main, mind_skips, prepare
 from ssl_geo.training import runs
 
 TINY = [
@@ -242,6 +243,69 @@ def test_packed_chips_give_the_losses_of_the_scenes_bit_for_bit(tmp_path, argume
     assert not (tmp_path / "none").exists()
 
 
+@pytest.fixture(scope="session")
+def dates(tmp_path_factory, imagery) -> Path:
+    """One place at three dates, with georeferencing that differs in its last digits, and a place at one."""
+    folder = tmp_path_factory.mktemp("dates")
+    for number, (month, left) in enumerate([("03", 0), ("06", 1e-7), ("09", 0), ("06", 1000)]):
+        noise = np.random.default_rng(number).gamma(4, 300, (5, 64, 64))
+        write_geotiff(
+            folder / f"S2A_MSIL2A_2018{month}10T103021_N0208_R108_T32U{'PU' if left < 1 else 'QU'}.tif",
+            noise.astype(np.uint16) + 1,
+            crs="EPSG:32632",
+            transform=(10.0, 0.0, 6e5 + left, 0.0, -10.0, 5.4e6),
+            nodata=0,
+            descriptions=["B02", "B03", "B04", "B08", "B11"],
+        )
+    return folder
+
+
+def test_a_run_with_two_dates_of_a_place_says_so_and_is_resumed_as_it_was(tmp_path, arguments, dates, capsys):
+    settings = [*arguments, *VIT, "--data", str(dates), "--views.season", "0.7", "--steps", "4"]
+    part = tmp_path / "part"
+    whole = losses(pretrain(part, settings, "--log.checkpoint_every", "2", "--log.keep", "9"))
+    assert "season: 12 of 16 chips have another date\n" in capsys.readouterr().out
+    runs.checkpoints(part)[-1].unlink()
+    assert main(pretrain_config(["--resume", str(part)])) == 0
+    assert losses(read_log(part)) == whole
+    with pytest.raises(SystemExit):
+        pretrain_config(["--resume", str(part), "--views.season", "0"])
+    assert "views.season 0.7 -> 0.0" in capsys.readouterr().err
+
+
+def test_every_second_view_of_a_run_is_of_another_date(tmp_path, arguments, dates, capsys):
+    def views(name: str, *settings: str) -> list[torch.Tensor]:
+        wanted = [*arguments, "--data", str(dates), "--steps", "1", "--out", str(tmp_path / name), *settings]
+        return next(iter(prepare(pretrain_config(wanted)).batches))
+
+    none = views("none")
+    assert "season" not in capsys.readouterr().out
+    seasons, on_device = (
+        views(b, "--views.season", "1", "--views.backend", b, "--data.workers", "1") for b in ("opencv", "torch")
+    )
+    for i, (one, other, third) in enumerate(zip(none, seasons, on_device, strict=True)):
+        changed = (one != other).flatten(1).any(1)
+        assert changed.any() == (i % 2 == 1)
+        # The imagery is noise, so that 1/32 pixel of rounding counts.
+        assert (other - third).abs().mean() < 0.05 < 0.5 < (one - other)[changed].abs().mean() or i % 2 == 0
+
+
+def test_a_skipped_step_names_both_dates_that_its_views_show(tmp_path, arguments, dates):
+    wanted = [*arguments, "--data", str(dates), "--views.season", "1", "--steps", "2", "--out", str(tmp_path / "run")]
+    config = pretrain_config(wanted)
+    run = prepare(config)
+    run.state.skips.note(torch.tensor(False))
+    run.state.step = 1
+    mind_skips(config, run, print)
+    (kept,) = (tmp_path / "run" / "skipped").iterdir()
+    with safe_open(kept, "pt") as file:
+        chips = json.loads(file.metadata()["chips"])
+    scenes = [(Path(c["scene"]).name, Path(c.get("another date", c)["scene"]).name) for c in chips]
+    assert len(chips) == 4
+    assert [one == other for one, other in scenes] == ["32UQU" in one for one, _ in scenes]  # it has one date
+    assert all(c["another date"][name] == c[name] for c in chips if "another date" in c for name in ("row", "col"))
+
+
 def test_a_run_is_resumed_from_another_working_directory(tmp_path, imagery, monkeypatch):
     labels = tmp_path / "labels"
     labels.mkdir()
@@ -325,6 +389,13 @@ def test_a_step_that_is_not_finite_is_skipped_counted_and_given_up(tmp_path, arg
         (["--backbone.name", "resnet1888"], "resnet18"),
         (["--optim.batch_size", "5", "--optim.accumulate", "2"], "--optim.batch_size"),
         (["--data.mean", "0.1", "0.2"], "--data.mean has 2 values, the backbone takes 5 bands"),
+        (["--views.season", "1.5"], "--views.season is 1.5: give a probability from 0 to 1"),
+        (["--views.season", "-0.1"], "--views.season is -0.1: give a probability from 0 to 1"),
+        (
+            ["--views.season", "0.5"],
+            "--views.season 0.5, but none of the 36 chips has another date: no two scenes have one on the same ground; "
+            "give --views.season 0",
+        ),
         (["--data.std", "0.1"], "--data.std has 1 values, the backbone takes 5 bands"),
     ],
     ids=lambda v: v[0] if isinstance(v, list) else "",

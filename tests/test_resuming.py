@@ -17,3 +17,11 @@ def test_every_setting_of_the_imagery_either_makes_other_chips_or_does_not():
     of_the_same_chips = {name.removeprefix("data.") for name in OF_THE_SAME_CHIPS}
     assert of_other_chips | free | of_the_same_chips == set(DEFAULTS["data"])
     assert not of_other_chips & (free | of_the_same_chips)
+
+
+def test_a_run_from_before_another_date_could_be_shown_shows_none():
+    before = to_dict(pretrain_config([]))
+    del before["views"]["season"]
+    assert changed_settings(before, DEFAULTS, DEFAULTS) == {}
+    now = to_dict(pretrain_config(["--views.season", "0.5"]))
+    assert changed_settings(before, now, DEFAULTS)["views.season"] == "0.0 -> 0.5"

@@ -36,11 +36,13 @@ class ChipBatch(NamedTuple):
     """Chips as stored, and what chance decided for their views.
 
     Attributes:
-        dn: (B, C, H, W), an integer type or float32; anything, NaN too, where not valid.
+        dn: (B, C, H, W), an integer type or float32; anything, NaN too, where not valid. After the B chips of the batch
+            there may be others, which `second` names.
         valid: (B, H, W) bool, True = usable.
         scale: (B,) float32, reflectance = (dn + offset) · scale.
         offset: (B,) float32, in DN.
         draws: (B, V, 9) float64, `draw_table` of each chip.
+        second: (B,) int64, the chip that every second view shows (`MultiCrop.seconds`); None: the same as the others.
     """
 
     dn: Tensor
@@ -48,6 +50,7 @@ class ChipBatch(NamedTuple):
     scale: Tensor
     offset: Tensor
     draws: Tensor
+    second: Tensor | None = None
 
 
 def draw_table(draws: Sequence[ViewDraw]) -> npt.NDArray[np.float64]:
@@ -67,7 +70,7 @@ class BatchedMultiCrop:
 
     def __init__(self, crops: MultiCrop, device: torch.device | str):
         self.device = torch.device(device)
-        self.recipes = crops.recipes
+        self.recipes, self.seconds = crops.recipes, crops.seconds
         self.mean = torch.from_numpy(crops.mean).to(self.device)[:, None, None]
         self.std = torch.from_numpy(crops.std).to(self.device)[:, None, None]
         self.kernels = torch.tensor(KERNELS, device=self.device)
@@ -83,11 +86,18 @@ class BatchedMultiCrop:
         Returns:
             Standardized views (B, C, h, w) float32 on the device, the global ones first; 0 where not valid.
         """
-        dn, valid, scale, offset, draws = (part.to(self.device, non_blocking=True) for part in chips)
+        dn, valid, scale, offset, draws = (part.to(self.device, non_blocking=True) for part in chips[:5])
         scale, offset = scale[:, None, None, None], offset[:, None, None, None]
         image = torch.addcmul((offset * scale - self.mean) / self.std, dn.float(), scale / self.std)
         image = image.where(valid[:, None], 0)
-        return [self._view(image, valid, recipe, draws[:, i]) for i, recipe in enumerate(self.recipes)]
+        first = second = (image[: len(draws)], valid[: len(draws)])
+        if chips.second is not None:
+            of = chips.second.to(self.device, non_blocking=True)
+            second = (image[of], valid[of])
+        return [
+            self._view(*(second if is_second else first), recipe, draws[:, i])
+            for i, (recipe, is_second) in enumerate(zip(self.recipes, self.seconds, strict=True))
+        ]
 
     def _axes(self, recipe: ViewRecipe) -> list[Tensor]:
         """Rows and columns of a view, mirrored at its edge (reflect 101) as far as its blur looks."""

@@ -165,6 +165,8 @@ class MultiCrop:
 
     Attributes:
         recipes: One a view, the global ones first.
+        seconds: For each view whether it is every second of its kind: the second global view, the second local one, …;
+            these may be made of another chip of the same place.
 
     Raises:
         UserError: Statistics that cannot be used, or no global view.
@@ -181,6 +183,7 @@ class MultiCrop:
         self.mean = np.asarray(mean, np.float32)
         self.std = np.asarray(std, np.float32)
         self.recipes = (*global_views, *local_views)
+        self.seconds = tuple(i % 2 == 1 for views in (global_views, local_views) for i in range(len(views)))
         if self.mean.ndim != 1 or self.mean.shape != self.std.shape or self.mean.size == 0:
             raise UserError(
                 f"statistics: {self.mean.size} means and {self.std.size} standard deviations; give one of each a band"
@@ -249,13 +252,38 @@ class MultiCrop:
         Raises:
             UserError: The chip has other bands than the statistics.
         """
+        if out is None:
+            out = [np.empty((*recipe.size, self.mean.size), np.float32) for recipe in self.recipes]
+        self.make(dn, valid, scale, offset, self.draw(*valid.shape, seed=seed, epoch=epoch, chip=chip), out)
+        return [view.transpose(2, 0, 1) for view in out]
+
+    def make(
+        self,
+        dn: npt.NDArray[Any],
+        valid: npt.NDArray[np.bool_],
+        scale: float,
+        offset: float,
+        draws: Sequence[ViewDraw | None],
+        out: Sequence[Image],
+    ) -> None:
+        """Make the views of a chip that have been drawn.
+
+        Args:
+            dn: As above, like the next three.
+            valid: (H, W).
+            scale: Of the chip.
+            offset: Of the chip.
+            draws: One a recipe; None: the view is left as it is.
+            out: (h, w, C) C-contiguous, one a recipe.
+
+        Raises:
+            UserError: The chip has other bands than the statistics.
+        """
         bands, height, width = dn.shape
         if bands != self.mean.size:
             raise UserError(
                 f"a chip of {bands} bands, statistics of {self.mean.size}: give --data.bands as the index has them"
             )
-        if out is None:
-            out = [np.empty((*recipe.size, bands), np.float32) for recipe in self.recipes]
         known = None if valid.all() else valid
         image = np.empty((height, width, bands), np.float32)
         cv2.transpose(np.ascontiguousarray(dn, np.float32).reshape(bands, -1), dst=image.reshape(-1, bands))
@@ -265,8 +293,9 @@ class MultiCrop:
         if known is not None:
             np.copyto(image, 0, where=~known[..., None])
 
-        draws = self.draw(height, width, seed=seed, epoch=epoch, chip=chip)
         for view, draw in zip(out, draws, strict=True):
+            if draw is None:
+                continue
             if draw.band is None:
                 _warp_and_blur(image, draw, view)
                 if draw.solarize:
@@ -276,7 +305,6 @@ class MultiCrop:
                 self._repeat_band(image, draw, view)
             if known is not None:
                 np.copyto(view, 0, where=~warp_valid(known, draw.matrix, view.shape[:2])[..., None])
-        return [view.transpose(2, 0, 1) for view in out]
 
     def _repeat_band(self, image: Image, draw: ViewDraw, view: Image) -> None:
         """Show one band of a standardized chip (H, W, C) in all channels, with the statistics of each."""
