@@ -98,6 +98,7 @@ def _curves(run: RunMaterial) -> Section:
     captions = {
         "loss": "Teacher's entropy plus what the student lacks to it. At ln K nothing has been learnt yet.",
         "entropy of the teacher": "Near ln K it answers evenly, near 0 with single prototypes: both are collapse.",
+        "prototypes in use": "By the teacher, for all views of a step. A dozen or fewer: is it centered?",
         "effective rank": "Directions that the embeddings use; a collapsed run falls towards 1.",
         "share of time waiting for data": "Above a tenth, more workers or packed chips make the run faster.",
     }
