@@ -53,7 +53,7 @@ format: $(READY)
 bench: $(READY)
 	$(BIN)/python -m benchmarks
 
-# Does pretraining pay? Under an hour on two cores; docs/learning.md says what came out.
+# Does pretraining pay? Meant for an hour on two cores; docs/learning.md says what came out.
 study: $(READY)
 	$(BIN)/python -m benchmarks.study --steps-real 600
 
