@@ -2,17 +2,16 @@
 
     python -m benchmarks.study [--data ../shared/data] [--out runs/study] [--only real|sample] [--block SECONDS]
 
-Pretrains on the imagery of --data and on the embedded sample at the same time, a core each; a run that is there is
-gone on with or taken as it is. With --block the runs are told to save and stop after so long (exit code 75): the
-same command goes on. Writes study.json, and study.md with one table a labelled set: counts are those of all
-seeds and folds, intervals are bootstrapped over the spatial blocks of the test ground, gains are paired differences.
+Packs the imagery of --data once, and pretrains on it and on the embedded sample; a run that is there is gone on with
+or taken as it is. With --block a run is told to save and stop after so long (exit code 75): the same command goes on.
+Writes study.json, and study.md with one table a labelled set: counts are those of all seeds and folds,
+intervals are bootstrapped over the spatial blocks of the test ground, gains are paired differences.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -46,22 +45,20 @@ def main() -> None:
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     ensure_sample()
-    halves: dict[str, tuple[list[str], int]] = {
-        "real": (imagery(given.data), given.steps_real),
-        "sample": ([], given.steps_sample),
-    }
+    halves = {"sample": given.steps_sample, "real": given.steps_real}
     if given.only:
         halves = {given.only: halves[given.only]}
-    elif not given.data.is_dir():
+    if "real" in halves and not given.data.is_dir():
         parser.error(f"--data {given.data} is no folder: name the real imagery, or ask for --only sample")
     began = time.perf_counter()
-    running = [pretrain(given.out / name, *of, threads=1 if len(halves) > 1 else 2) for name, of in halves.items()]
-    codes = [ended(process, given.block and began + given.block) for process in running]
-    if TOLD_TO_STOP in codes:
-        print(f"saved after {given.block:.0f} s: the same command goes on")
-        raise SystemExit(TOLD_TO_STOP)
-    if any(codes):
-        raise SystemExit(f"a run ended with an error: see the logs in {given.out}")
+    for name, steps in halves.items():
+        data = [] if name == "sample" else ["--data", str(packed(given.data, given.out / "packed"))]
+        code = ended(pretrain(given.out / name, data, steps), given.block and began + given.block)
+        if code == TOLD_TO_STOP:
+            print(f"saved after {given.block:.0f} s: the same command goes on")
+            raise SystemExit(TOLD_TO_STOP)
+        if code:
+            raise SystemExit(f"a run ended with an error: see {given.out / name}.log")
     pretrained = time.perf_counter() - began
     labelled = {"real": given.data, "sample": SAMPLE}
     asked = [(given.out / half, make, labelled[half]) for half in halves for make in SETS[half]]
@@ -76,15 +73,18 @@ def main() -> None:
     (given.out / "study.md").write_text("\n".join(markdown(name, rows) for name, rows in tables.items()))
 
 
-def imagery(shared: Path) -> list[str]:
-    """Settings that name all unlabelled real imagery: no image that a label belongs to but the seasonal chips."""
+def packed(shared: Path, out: Path) -> Path:
+    """Chips of all unlabelled real imagery, written once: no image that a label belongs to but the seasonal chips."""
     folders = [str(shared / name) for name in UNLABELLED]
     dates = sorted(map(str, (shared / "water/images").glob("Boadella_*.tif")))
     told = ["--data.band_names", *TWELVE, "--data.allow_mixed", "true", "--data.level", "L2A"]
-    return ["--data", *folders, *dates, *told]
+    command = [sys.executable, "-m", "ssl_geo.pack", "--data", *folders, *dates, *told, "--out", str(out)]
+    with out.with_suffix(".log").open("ab") as log:
+        subprocess.run(command, check=True, stdout=log, stderr=log)
+    return out
 
 
-def pretrain(run: Path, data: list[str], steps: int, *, threads: int) -> subprocess.Popen[bytes]:
+def pretrain(run: Path, data: list[str], steps: int) -> subprocess.Popen[bytes]:
     """Start a run with the defaults that everybody gets, or go on with it."""
     command = [sys.executable, "-m", "ssl_geo.pretrain"]
     if (run / "checkpoints").is_dir():
@@ -92,9 +92,8 @@ def pretrain(run: Path, data: list[str], steps: int, *, threads: int) -> subproc
     else:
         kept = [f"--log.checkpoint_every={max(1, round(CURVE[0] * steps))}", "--log.keep=100"]
         command += [*data, "--out", str(run), f"--steps={steps}", *kept]
-    command.append(f"--data.workers={0 if threads == 1 else 1}")
     with run.with_suffix(".log").open("ab") as log:
-        return subprocess.Popen(command, stderr=log, env={**os.environ, "OMP_NUM_THREADS": str(threads)})
+        return subprocess.Popen(command, stderr=log)
 
 
 def ended(process: subprocess.Popen[bytes], deadline: float | None) -> int:

@@ -18,7 +18,7 @@ SIX = ("B02", "B03", "B04", "B08", "B11", "B12")  # of the cloud scene
 BLOCK = 56  # pixels, of landcover's protocol
 WINDOW = 224  # pixels that the backbone sees at once
 DATES = 4  # of each site of the seasonal chips
-CHOOSING = 4  # every so many-th training block chooses the penalty instead
+CHOOSING = 2  # every so many-th training block chooses the penalty, before it trains as well
 
 Numbers = npt.NDArray[np.int64]
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +16,7 @@ from ssl_geo.probing.baselines import feature_names, pixel_features
 from ssl_geo.probing.features import Extractor
 from ssl_geo.probing.fit import Fitted
 from ssl_geo.probing.heads import resize
-from ssl_geo.probing.linear import fit_linear
+from ssl_geo.probing.linear import LinearProbe, fit_linear
 from ssl_geo.probing.store import FeatureStore
 
 IGNORE = 255
@@ -146,6 +148,36 @@ class LinearOnLayers(nn.Module):
         return torch.stack(shares).sum(dim=0) + self.bias[None, :, None, None]
 
 
+def fit_linear_chosen(
+    draw: Callable[[npt.NDArray[np.int64], int], tuple[Floats, Labels]],
+    train: npt.NDArray[np.int64],
+    validation: npt.NDArray[np.int64],
+    num_classes: int,
+    *,
+    rows: int,
+    class_weights: npt.NDArray[np.float64] | None = None,
+) -> LinearProbe:
+    """Choose the penalty on validation, then fit on training and validation together, as CLIP's linear probe does.
+
+    Labelled ground is dear: what has chosen the penalty is not left unused (Radford et al. 2021, appendix A.3).
+
+    Args:
+        draw: Gives features (N, D) and labels (N,) of at most so many pixels, evenly of chips.
+        train: Chips to fit on.
+        validation: Chips to choose the penalty by.
+        num_classes: C.
+        rows: Most pixels to fit on.
+        class_weights: (C,) in the loss.
+
+    Returns:
+        The probe; its `validation` was reached before it was fitted there.
+    """
+    chosen = fit_linear(*draw(train, rows), num_classes, *draw(validation, rows // 2), class_weights=class_weights)
+    both = draw(np.concatenate([train, validation]), rows)
+    whole = fit_linear(*both, num_classes, penalties=[chosen.penalty], class_weights=class_weights)
+    return replace(whole, validation=chosen.validation)
+
+
 def fit_linear_on_layers(
     store: FeatureStore,
     layers: Sequence[str],
@@ -163,14 +195,13 @@ def fit_linear_on_layers(
         store: Features and labels.
         layers: Names of the layers.
         train: Chips to fit on.
-        validation: Chips to choose the penalty by.
+        validation: Chips to choose the penalty by, and to fit on then.
         num_classes: C.
         rows: Most pixels to fit on.
         class_weights: (C,) in the loss.
         seed: Of the draw of pixels.
     """
-    features, labels = stored_rows(store, layers, train, rows, seed)
-    chosen_by = stored_rows(store, layers, validation, rows // 2, seed)
-    probe = fit_linear(features, labels, num_classes, *chosen_by, class_weights=class_weights, seed=seed)
+    draw = partial(stored_rows, store, layers, seed=seed)
+    probe = fit_linear_chosen(draw, train, validation, num_classes, rows=rows, class_weights=class_weights)
     head = LinearOnLayers(probe.weight, probe.bias, [store.layers[name].shape[1] for name in layers])
     return Fitted(head, list(layers), validation_miou=[probe.validation[probe.penalty]], kind="linear probe")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -11,8 +12,7 @@ import torch
 from tqdm import tqdm
 
 from ssl_geo.probing.baselines import RandomConvolutions, fit_pixels, majority_class, pixel_features
-from ssl_geo.probing.linear import fit_linear
-from ssl_geo.probing.pixels import sample_rows
+from ssl_geo.probing.pixels import fit_linear_chosen, sample_rows
 from ssl_geo.probing.report import ModelResult
 from ssl_geo.probing.scoring import Tally, TestChips
 
@@ -50,7 +50,7 @@ def score_rivals(
         bands: Names of the channels.
         class_pixels: (N, C) valid pixels of each chip and class.
         train: Chips to fit on.
-        validation: Chips to choose the penalty by.
+        validation: Chips to choose the penalty by, and to fit on then.
         test: Chips to test on.
         rows: Most training pixels.
     """
@@ -64,11 +64,13 @@ def score_rivals(
         chip = read(number)
         return convolutions(torch.from_numpy(chip.standardized)[None])[0].numpy(), chip.labels
 
-    features, labels = sample_rows(spectra, train, rows, seed=0)
+    # As the linear probe does: validation trains too once it has chosen, or where there is nothing to choose.
+    both = np.concatenate([train, validation])
+    features, labels = sample_rows(spectra, both, rows, seed=0)
     pixels = fit_pixels(features.T, labels, test.num_classes, limit=None)
-    features, labels = sample_rows(textures, train, rows, seed=0)
-    linear = fit_linear(features, labels, test.num_classes, *sample_rows(textures, validation, rows // 2, seed=0))
-    majority = majority_class(class_pixels[train].sum(axis=0))
+    draw = partial(sample_rows, textures, seed=0)
+    linear = fit_linear_chosen(draw, train, validation, test.num_classes, rows=rows)
+    majority = majority_class(class_pixels[both].sum(axis=0))
 
     tallies = {name: Tally(test) for name in ("pixels", "random convolutions", "majority class")}
     for number in tqdm(test.numbers.tolist(), desc="baselines", unit="chip", delay=2, dynamic_ncols=True):

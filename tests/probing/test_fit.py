@@ -7,8 +7,9 @@ import torch.nn.functional as F
 
 from ssl_geo.probing.fit import Recipe, class_weights, evaluate, predict, train_heads
 from ssl_geo.probing.heads import build_head
+from ssl_geo.probing.linear import fit_linear
 from ssl_geo.probing.metrics import miou
-from ssl_geo.probing.pixels import LinearOnLayers, fit_linear_on_layers, sample_rows, stored_rows
+from ssl_geo.probing.pixels import LinearOnLayers, fit_linear_chosen, fit_linear_on_layers, sample_rows, stored_rows
 from ssl_geo.probing.store import FeatureStore
 
 CLASSES = 3
@@ -139,6 +140,23 @@ def test_a_linear_probe_on_layers_equals_upsampling_first(store):
     expected = F.conv2d(dense, weight[:, :, None, None], bias)
     found = LinearOnLayers(weight, bias, [5, 6])(features, 16, 16)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_what_chose_the_penalty_is_fitted_on_as_well(store):
+    drawn = []
+
+    def draw(chips, rows):
+        drawn.append((chips.tolist(), rows))
+        return stored_rows(store, ["fine"], chips, rows, seed=0)
+
+    probe = fit_linear_chosen(draw, TRAIN, VALIDATION, CLASSES, rows=2000)
+    assert drawn == [(TRAIN.tolist(), 2000), (VALIDATION.tolist(), 1000), ([*TRAIN, *VALIDATION], 2000)]
+    alone = fit_linear(*draw(TRAIN, 2000), CLASSES, *draw(VALIDATION, 1000))
+    both = fit_linear(*draw(np.arange(50), 2000), CLASSES, penalties=[alone.penalty])
+    # The score by which it was chosen is of a probe that had not seen validation.
+    assert (probe.penalty, probe.validation) == (alone.penalty, alone.validation)
+    assert torch.equal(probe.weight, both.weight)
+    assert not torch.allclose(probe.weight, alone.weight, rtol=1e-3)
 
 
 def test_the_linear_probe_answers_like_a_trained_head(store):
