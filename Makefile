@@ -55,7 +55,7 @@ bench: $(READY)
 
 # Does pretraining pay? Meant for an hour on two cores; docs/learning.md says what came out.
 study: $(READY)
-	$(BIN)/python -m benchmarks.study --steps-real 600
+	$(BIN)/python -m benchmarks.study --steps-real 800
 
 # Two million chips on one GPU, in blocks of ten minutes: call it until it no longer ends with 75.
 study-gpu: $(READY)
