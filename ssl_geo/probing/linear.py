@@ -75,7 +75,7 @@ def fit_linear(
     ignore: int = 255,
     seed: int = 0,
     max_iterations: int = 300,
-    tolerance: float = 1e-4,
+    tolerance: float = 3e-4,
 ) -> LinearProbe:
     """Multinomial logistic regression by L-BFGS (Liu & Nocedal 1989), the same minimum as scikit-learn's.
 
@@ -95,7 +95,7 @@ def fit_linear(
         ignore: The label that is left out.
         seed: Of that draw.
         max_iterations: Of L-BFGS for each penalty.
-        tolerance: Greatest component of the gradient at which it ends.
+        tolerance: Greatest component of the gradient at which it ends; 1e-4 takes twice as long for 0.002 of mIoU.
 
     Returns:
         The probe.

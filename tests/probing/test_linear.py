@@ -57,7 +57,7 @@ def test_penalty_is_the_best_on_validation() -> None:
     features, val = rng.normal(size=(60, 80)), rng.normal(size=(2000, 80))
     features[:, 0] += 2 * labels
     val[:, 0] += 2 * val_labels
-    probe = fit_linear(features, labels, 2, val, val_labels, penalties=[1e-6, 1e-1, 1e-3, 1.0])
+    probe = fit_linear(features, labels, 2, val, val_labels, penalties=[1e-6, 1e-1, 1e-3, 1.0], tolerance=1e-5)
     assert list(probe.validation) == [1.0, 1e-1, 1e-3, 1e-6][: len(probe.validation)]
     assert probe.validation[probe.penalty] == max(probe.validation.values())
     assert probe.penalty >= 1e-1
@@ -66,7 +66,7 @@ def test_penalty_is_the_best_on_validation() -> None:
     assert reached[:-1] == sorted(reached[:-1])
     assert reached[-1] < max(reached)
     assert 1e-6 not in probe.validation
-    alone = fit_linear(features, labels, 2, penalties=[probe.penalty])
+    alone = fit_linear(features, labels, 2, penalties=[probe.penalty], tolerance=1e-5)
     # A warm start ends where a cold one does.
     np.testing.assert_allclose(alone.logits(val), probe.logits(val), atol=5e-3)
 
