@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ssl_geo.probing.features import Extractor
 
-# L-BFGS passes over the rows until the linear probe has its penalty and is fitted with it (157 and some 70 on land cover).
+# L-BFGS passes until the linear probe has its penalty (157 on land cover) and is fitted with it (some 70).
 LINEAR_PASSES = 250
 
 
