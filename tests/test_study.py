@@ -105,4 +105,5 @@ def test_no_test_chip_has_a_say_in_a_default(study, made):
     (fold,) = study("ablation").validated(labelled).folds
     assert fold.test.tolist() == whole.validation.tolist()
     assert sorted([*fold.train, *fold.validation]) == whole.train.tolist()
-    assert 0 < len(fold.validation) <= len(fold.train)
+    assert len(fold.train) - len(fold.validation) in (0, 1)  # every second one chooses
+    assert len(fold.validation) > 0
