@@ -120,8 +120,7 @@ def main(config: ProbeConfig) -> int:
         linear = fit_linear_on_layers(
             stores[prefix],
             sources[prefix].names,
-            train,
-            validation,
+            [(train, validation)],
             task.num_classes,
             rows=PIXEL_ROWS,
             class_weights=None if weights is None else weights.double().numpy(),
@@ -133,7 +132,7 @@ def main(config: ProbeConfig) -> int:
         candidates += [] if prefix else list(zip(scored, fitted, fitted.values(), strict=True))
         clock.lap("linear probes")
     results += score_rivals(
-        task.rival_chip, task.chips.bands, task.chips.class_pixels, train, validation, test, rows=PIXEL_ROWS
+        task.rival_chip, task.chips.bands, task.chips.class_pixels, [(train, validation)], test, rows=PIXEL_ROWS
     )
     clock.lap("baselines")
 

@@ -3,6 +3,10 @@
 import importlib
 import itertools
 import json
+import os
+import signal
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -72,12 +76,12 @@ def test_folds_share_no_ground_and_test_all_of_it_once(study, shared, name, date
     tested: list[int] = []
     blocks: list[tuple[int, tuple[float, ...]]] = []
     for fold in labelled.folds:
-        parts = [part.tolist() for part in (fold.train, fold.validation, fold.test)]
+        parts = [part.tolist() for part in (*fold.halves, fold.test)]
         assert all(parts)
         assert sorted(itertools.chain(*parts)) == list(range(len(labelled.chips)))
-        train, validation, test = ({where[chip] for chip in part} for part in parts)
-        assert not train & validation
-        assert not (train | validation) & test
+        one, other, test = ({where[chip] for chip in part} for part in parts)
+        assert not one & other
+        assert not (one | other) & test
         tested += parts[2]
         blocks += zip(fold.block.tolist(), (where[chip] for chip in parts[2]), strict=True)
     assert sorted(tested) == list(range(len(labelled.chips)))
@@ -94,16 +98,50 @@ def test_the_samples_scenes_are_held_out_whole(study, made):
     (fold,) = labelled.folds
     told = {scene["name"]: scene["split"] for scene in json.loads((made / "sample.json").read_text())["scenes"]}
     stems = [Path(labelled.chips.scenes[number].scene.path).stem for number in labelled.chips.scene]
-    for split, part in (("train", fold.train), ("val", fold.validation), ("test", fold.test)):
-        assert part.tolist() == [chip for chip, stem in enumerate(stems) if told[stem] == split]
+    for splits, part in (({"train", "val"}, np.sort(np.concatenate(fold.halves))), ({"test"}, fold.test)):
+        assert part.tolist() == [chip for chip, stem in enumerate(stems) if told[stem] in splits]
+    one, other = ({stems[chip] for chip in half} for half in fold.halves)
+    assert not one & other
+    assert abs(len(one) - len(other)) <= 1
     assert len(set(fold.block.tolist())) == len(fold.test)
 
 
 def test_no_test_chip_has_a_say_in_a_default(study, made):
-    labelled = study("sets").sample(made)
-    (whole,) = labelled.folds
-    (fold,) = study("ablation").validated(labelled).folds
-    assert fold.test.tolist() == whole.validation.tolist()
-    assert sorted([*fold.train, *fold.validation]) == whole.train.tolist()
-    assert len(fold.train) - len(fold.validation) in (0, 1)  # every second one chooses
-    assert len(fold.validation) > 0
+    (whole,) = study("sets").sample(made).folds
+    (fold,) = study("sets").sample(made, trains=["train"], tests="val").folds
+    assert all(len(half) for half in fold.halves)
+    assert len(fold.test) > 0
+    assert sorted(np.concatenate([*fold.halves, fold.test])) == sorted(np.concatenate(whole.halves))
+
+
+ENDING = """
+import os, signal, subprocess, sys, time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+
+from benchmarks.study.__main__ import ended, leave
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, leave)
+    if sys.argv[1] == "tables":
+        with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+            print(pool.submit(os.getpid).result(), flush=True)
+            pool.submit(time.sleep, 600).result()
+    else:
+        run = subprocess.Popen(["sleep", "600"])
+        print(run.pid, flush=True)
+        ended(run, None)
+"""
+
+
+@pytest.mark.parametrize("doing", ["tables", "a run"])
+def test_a_study_that_is_told_to_end_leaves_no_process_behind(tmp_path, doing):
+    script = tmp_path / "study.py"
+    script.write_text(ENDING)
+    command, environment = [sys.executable, str(script), doing], {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        child = int(process.stdout.readline())
+        process.terminate()
+        assert process.wait(60) == 128 + signal.SIGTERM
+    with pytest.raises(ProcessLookupError):
+        os.kill(child, 0)

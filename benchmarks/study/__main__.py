@@ -17,8 +17,9 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -44,6 +45,7 @@ def main() -> None:
     parser.add_argument("--only", choices=["real", "sample"], help="one of the two halves")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, leave)
     ensure_sample()
     halves = {"sample": given.steps_sample, "real": given.steps_real}
     if given.only:
@@ -97,12 +99,23 @@ def pretrain(run: Path, data: list[str], steps: int) -> subprocess.Popen[bytes]:
 
 
 def ended(process: subprocess.Popen[bytes], deadline: float | None) -> int:
-    """Exit code of a run, which is told to save and stop at the deadline."""
+    """Exit code of a run, which is told to save and stop at the deadline, or where the study itself is to end."""
     try:
         return process.wait(None if deadline is None else max(0.0, deadline - time.perf_counter()))
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGUSR1)
         return process.wait()
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait()
+
+
+def leave(number: int, frame: FrameType | None) -> None:
+    """End with the processes that make tables; a run is told by `ended`."""
+    for child in active_children():
+        child.terminate()
+    raise SystemExit(128 + number)
 
 
 if __name__ == "__main__":

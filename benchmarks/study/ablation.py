@@ -10,7 +10,6 @@ difference from the first run, of features as they are and at twice the size.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import os
 import subprocess
@@ -19,12 +18,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
 from benchmarks.paired import machine
 from benchmarks.study.scores import score_backbone
-from benchmarks.study.sets import CHOOSING, Fold, LabelledSet, sample
+from benchmarks.study.sets import sample
 from benchmarks.study.tables import backbone_of, standardizing, told
 from ssl_geo.imagery.sample import SAMPLE, ensure_sample
 from ssl_geo.probing.intervals import bootstrap, paired_difference
@@ -69,7 +67,7 @@ def main() -> None:
         parser.error(f"there is no variant {unknown[0]!r}; there are {'; '.join(VARIANTS)}")
     given.out.mkdir(parents=True, exist_ok=True)
     ensure_sample()
-    labelled = validated(sample(SAMPLE))
+    labelled = sample(SAMPLE, trains=["train"], tests="val")
     rows: list[dict[str, Any]] = []
     reference = None
     for name in tqdm(given.names or VARIANTS, desc="ablation", unit="run"):
@@ -92,14 +90,6 @@ def main() -> None:
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
     content = {"machine": machine(), "steps": given.steps, "rows": rows}
     (given.out / "ablation.json").write_text(json.dumps(content, indent=1) + "\n")
-
-
-def validated(labelled: LabelledSet) -> LabelledSet:
-    """The set tested on its validation scenes; every so many-th training chip chooses in their place."""
-    (fold,) = labelled.folds
-    chooses = np.arange(len(fold.train)) % CHOOSING == CHOOSING - 1
-    shifted = Fold(fold.train[~chooses], fold.train[chooses], fold.validation, fold.validation)
-    return dataclasses.replace(labelled, folds=[shifted])
 
 
 if __name__ == "__main__":

@@ -66,7 +66,7 @@ def score_backbone(
             store = extract(extractor, read, len(chips), Path(folder), memory=2**31, batch_size=8, say=lambda _: None)
             for fold, (way, pixels) in itertools.product(labelled.folds, asked.items()):
                 names = [name for name in extractor.names if pixels or name != PIXELS]
-                head = fit_linear_on_layers(store, names, fold.train, fold.validation, len(chips.ids), rows=ROWS)
+                head = fit_linear_on_layers(store, names, fold.choosing, len(chips.ids), rows=ROWS)
                 (result,) = score_heads({way: head}, store, tested(labelled, fold), 16, CPU)
                 counts[way].append(result.blocks)
     return {name: np.concatenate(parts) for name, parts in counts.items()}
@@ -87,7 +87,7 @@ def score_plain(labelled: LabelledSet, mean: Floats, std: Floats) -> dict[str, B
     counts: dict[str, list[Blocks]] = {}
     for fold in labelled.folds:
         test = tested(labelled, fold)
-        for result in score_rivals(read, chips.bands, chips.class_pixels, fold.train, fold.validation, test, rows=ROWS):
+        for result in score_rivals(read, chips.bands, chips.class_pixels, fold.choosing, test, rows=ROWS):
             counts.setdefault(result.group, []).append(result.blocks)
     return {name: np.concatenate(parts) for name, parts in counts.items()}
 

@@ -12,25 +12,29 @@ import numpy.typing as npt
 
 from ssl_geo.imagery.labelled import LabelledChips, pair_labels
 from ssl_geo.imagery.sensors import DEFAULT_BANDS
+from ssl_geo.probing.pixels import Folds
 
 TWELVE = ["B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B11", "B12"]
 SIX = ("B02", "B03", "B04", "B08", "B11", "B12")  # of the cloud scene
 BLOCK = 56  # pixels, of landcover's protocol
 WINDOW = 224  # pixels that the backbone sees at once
 DATES = 4  # of each site of the seasonal chips
-CHOOSING = 2  # every so many-th training block chooses the penalty, before it trains as well
 
 Numbers = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Fold:
-    """Numbers of the chips that train, choose and test, and the spatial block of each tested one."""
+    """Numbers of the chips that train, in two halves, and that test, and the spatial block of each tested one."""
 
-    train: Numbers
-    validation: Numbers
+    halves: tuple[Numbers, Numbers]
     test: Numbers
     block: Numbers
+
+    @property
+    def choosing(self) -> Folds:
+        """Each half is fitted on once, and once chooses the penalty for the other."""
+        return [self.halves, self.halves[::-1]]
 
 
 @dataclass(frozen=True)
@@ -74,15 +78,15 @@ def cloud(shared: Path) -> LabelledSet:
     return _checkerboard("cloud, six bands", LabelledChips(scenes, bands=SIX, **_blocks(64)))
 
 
-def sample(folder: Path) -> LabelledSet:
-    """The embedded sample: whole scenes train, choose and test."""
+def sample(folder: Path, trains: Sequence[str] = ("train", "val"), tests: str = "test") -> LabelledSet:
+    """The embedded sample: whole scenes train and test, named by the splits that they belong to."""
     told = {scene["name"]: scene["split"] for scene in json.loads((folder / "sample.json").read_text())["scenes"]}
     chips = LabelledChips(
         pair_labels([folder / "images"], folder / "labels"), bands=DEFAULT_BANDS, chip_size=120, context=36
     )
     split = np.array(chips.given(told))
-    train, validation, test = (np.flatnonzero(split == name) for name in ("train", "val", "test"))
-    return LabelledSet("sample, held-out scenes", chips, [Fold(train, validation, test, test)])
+    own, test = np.flatnonzero(np.isin(split, trains)), np.flatnonzero(split == tests)
+    return LabelledSet("sample, held-out scenes", chips, [Fold(_halves(own, chips.scene), test, test)])
 
 
 def _blocks(side: int) -> dict[str, int]:
@@ -96,8 +100,12 @@ def _checkerboard(name: str, chips: LabelledChips) -> LabelledSet:
     _, block = np.unique(np.column_stack([place, row, col]), axis=0, return_inverse=True)
     white, folds = (row + col) % 2, []
     for tested in (1, 0):
-        own = np.flatnonzero(white != tested)
-        order = np.unique(block[own], return_inverse=True)[1]
-        chooses, test = order % CHOOSING == CHOOSING - 1, np.flatnonzero(white == tested)
-        folds.append(Fold(own[~chooses], own[chooses], test, block.ravel()[test]))
+        own, test = np.flatnonzero(white != tested), np.flatnonzero(white == tested)
+        folds.append(Fold(_halves(own, block.ravel()), test, block.ravel()[test]))
     return LabelledSet(name, chips, folds)
+
+
+def _halves(own: Numbers, place: Numbers) -> tuple[Numbers, Numbers]:
+    """Every second place of the chips, and the others."""
+    second = np.unique(place[own], return_inverse=True)[1] % 2 == 1
+    return own[~second], own[second]

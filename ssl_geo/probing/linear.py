@@ -1,6 +1,6 @@
 """The linear probe without a training loop: logistic regression by L-BFGS.
 
-It standardizes the features, takes an L2 penalty on the weights (not on the bias), and chooses it on validation. The
+It standardizes the features and takes an L2 penalty on the weights (not on the bias), chosen on validation. The
 features stay as they are stored (float16, memory-mapped): they are read in chunks, and the standardizing is folded into
 the weights at the end.
 """
@@ -25,6 +25,8 @@ PENALTIES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
 CHUNK = 4096  # rows read at once: 6 MB of float32 at 384 features
 MEMORY = 2**30  # bytes of standardized features kept
 NEVER = -1e4  # bias of a class that training does not hold
+MAX_ITERATIONS = 300  # of L-BFGS for each penalty
+TOLERANCE = 3e-4  # of the gradient's components; 1e-4 took 1.8 times as long on land cover, mIoU within 0.002
 
 Features = npt.NDArray[np.floating] | Tensor
 Labels = npt.NDArray[np.integer] | Tensor
@@ -37,15 +39,13 @@ class LinearProbe:
     Attributes:
         weight: (C, D) float32.
         bias: (C,) float32; -10⁴ for a class without a training pixel, which is therefore never predicted.
-        penalty: The one chosen.
-        validation: mIoU on validation for each penalty tried, from strong to weak; empty without validation.
-        converged: Whether the optimizer ended before its limit of iterations, for the chosen penalty.
+        penalty: λ that it was fitted with.
+        converged: Whether the optimizer ended before its limit of iterations.
     """
 
     weight: Tensor
     bias: Tensor
     penalty: float
-    validation: dict[float, float]
     converged: bool
 
     def logits(self, features: Features) -> Tensor:
@@ -66,46 +66,95 @@ def fit_linear(
     features: Features,
     labels: Labels,
     num_classes: int,
-    val_features: Features | None = None,
-    val_labels: Labels | None = None,
+    penalty: float,
     *,
-    penalties: Sequence[float] = PENALTIES,
     class_weights: Floats | None = None,
-    limit: int | None = 100_000,
     ignore: int = 255,
-    seed: int = 0,
-    max_iterations: int = 300,
-    tolerance: float = 3e-4,
+    max_iterations: int = MAX_ITERATIONS,
+    tolerance: float = TOLERANCE,
 ) -> LinearProbe:
     """Multinomial logistic regression by L-BFGS (Liu & Nocedal 1989), the same minimum as scikit-learn's.
 
-    Minimizes Σ w_y · cross entropy / Σ w_y + λ/2 ‖W‖² for each penalty λ (scikit-learn's C = 1 / (λ N)), from strong
-    to weak, each started at the solution before it, and keeps the one with the best mIoU on validation. A weaker
-    penalty is not tried any more once the mIoU has fallen.
+    Minimizes Σ w_y · cross entropy / Σ w_y + λ/2 ‖W‖² (scikit-learn's C = 1 / (λ N)).
 
     Args:
         features: (N, D), one row a pixel or token; numpy (memory-mapped, float16) or a tensor on any device.
         labels: (N,) class ids, `ignore` where there is none.
         num_classes: Number of classes C.
-        val_features: (M, D) of validation; None allows one penalty only.
-        val_labels: (M,).
-        penalties: λ to try, as far as they help.
+        penalty: λ.
         class_weights: (C,) w, all 1 by default.
-        limit: Most training rows, drawn by seed, which bounds the time; None takes all.
         ignore: The label that is left out.
-        seed: Of that draw.
-        max_iterations: Of L-BFGS for each penalty.
-        tolerance: Greatest component of the gradient at which it ends; 1e-4 took 1.8 times as long on land cover.
+        max_iterations: Of L-BFGS.
+        tolerance: Greatest component of the gradient at which it ends.
 
     Returns:
         The probe.
 
     Raises:
-        UserError: No labelled training or validation pixel, features that are not finite, several penalties without
-            validation.
+        UserError: No labelled pixel, or features that are not finite.
     """
-    _choosable(penalties, val_labels, ignore)
-    training = _Training(features, labels, num_classes, class_weights, limit, ignore, seed)
+    training = _Training(features, labels, num_classes, class_weights, ignore)
+    return next(_path(training, num_classes, [penalty], max_iterations, tolerance))
+
+
+def choose_penalty(
+    folds: Sequence[tuple[Features, Labels, Features, Labels]],
+    num_classes: int,
+    *,
+    penalties: Sequence[float] = PENALTIES,
+    class_weights: Floats | None = None,
+    ignore: int = 255,
+    tolerance: float = TOLERANCE,
+) -> dict[float, float]:
+    """Validate penalties from strong to weak, each fit started at the one before it, until the mIoU falls.
+
+    The counts of all folds are pooled before the mIoU is taken, so that a class needs to occur in one of them only.
+
+    Args:
+        folds: Features (N, D) and labels (N,) to fit on, features (M, D) and labels (M,) to validate on, of each.
+        num_classes: Number of classes C.
+        penalties: λ to try, as far as they help.
+        class_weights: (C,) in the loss.
+        ignore: The label that is left out.
+        tolerance: As of `fit_linear`.
+
+    Returns:
+        mIoU by penalty, from strong to weak as far as they were tried; the best is `strongest_of_best` of them.
+
+    Raises:
+        UserError: No labelled pixel to fit or to validate on, or features that are not finite.
+    """
+    if not all(bool((labels != ignore).any()) for _, _, _, labels in folds):
+        raise UserError("no valid pixel in val to choose a penalty by: change --split.block or --split.fractions")
+    order = sorted(penalties, reverse=True)
+    trainings = [_Training(features, labels, num_classes, class_weights, ignore) for features, labels, _, _ in folds]
+    paths = [_path(training, num_classes, order, MAX_ITERATIONS, tolerance) for training in trainings]
+    tried: dict[float, float] = {}
+    for penalty, probes in zip(order, zip(*paths, strict=True), strict=False):
+        counts = [
+            confusion(_as_tensor(labels).cpu(), probe.predict(features).cpu(), num_classes, ignore)
+            for probe, (_, _, features, labels) in zip(probes, folds, strict=True)
+        ]
+        reached = float(miou(np.sum(counts, axis=0)))
+        falling = reached < max(tried.values(), default=0.0)
+        tried[penalty] = reached
+        if falling:  # weaker penalties fit the training rows ever closer, at the greatest cost
+            break
+    return tried
+
+
+def strongest_of_best(tried: dict[float, float]) -> float:
+    """The penalty with the highest mIoU; of equals the strongest."""
+    return max(sorted(tried, reverse=True), key=lambda penalty: tried[penalty])
+
+
+# --- shared ----------------------------------------------------------------------------------------------------------
+
+
+def _path(
+    training: _Training, num_classes: int, penalties: Sequence[float], max_iterations: int, tolerance: float
+) -> Iterator[LinearProbe]:
+    """The probes of penalties, each started at the solution before it."""
     classes, width = len(training.present), training.width
     values, vectors = torch.linalg.eigh(training.covariance())
 
@@ -118,29 +167,30 @@ def fit_linear(
         slope[:, :width] = (slope[:, :width] @ vectors) * scale
         return loss, slope.cpu().numpy().ravel()
 
-    def solutions() -> Iterator[tuple[float, Tensor, bool]]:
-        weight, bias = torch.zeros_like(values).repeat(classes, 1), values.new_zeros(classes, 1)
-        for penalty in sorted(penalties, reverse=True):
-            # Variables in which the curvature is about 1 in every direction: that of cross entropy is at most half the
-            # features' covariance (Böhning 1992), about 1 / classes of it where nothing is known yet.
-            scale = (values.clamp(min=0) / classes + penalty).rsqrt()
-            result = minimize(
-                objective,
-                torch.cat([weight @ vectors / scale, bias], 1).cpu().numpy().ravel(),
-                args=(penalty, scale),
-                jac=True,
-                method="L-BFGS-B",
-                options={"maxiter": max_iterations, "gtol": tolerance, "ftol": 1e-9, "maxcor": 20},
-            )
-            solution = torch.from_numpy(result.x).view(classes, width + 1).to(values.device)
-            weight, bias = (solution[:, :width] * scale) @ vectors.T, solution[:, width:]
-            # Status 1 is the limit; 2, no lower value along the line, is the end of float32's precision.
-            yield penalty, torch.cat([weight, bias], 1), result.status != 1
-
-    return _best(solutions(), training, num_classes, val_features, val_labels, ignore)
-
-
-# --- shared ----------------------------------------------------------------------------------------------------------
+    weight, bias = torch.zeros_like(values).repeat(classes, 1), values.new_zeros(classes, 1)
+    for penalty in penalties:
+        if not (math.isfinite(penalty) and penalty > 0):
+            raise ValueError(f"penalty {penalty}: a number greater than 0 is needed")
+        # Variables in which the curvature is about 1 in every direction: that of cross entropy is at most half the
+        # features' covariance (Böhning 1992), about 1 / classes of it where nothing is known yet.
+        scale = (values.clamp(min=0) / classes + penalty).rsqrt()
+        result = minimize(
+            objective,
+            torch.cat([weight @ vectors / scale, bias], 1).cpu().numpy().ravel(),
+            args=(penalty, scale),
+            jac=True,
+            method="L-BFGS-B",
+            options={"maxiter": max_iterations, "gtol": tolerance, "ftol": 1e-9, "maxcor": 20},
+        )
+        solution = torch.from_numpy(result.x).view(classes, width + 1).to(values.device)
+        weight, bias = (solution[:, :width] * scale) @ vectors.T, solution[:, width:]
+        # Of standardized features -> of raw ones; classes that training does not hold are never predicted.
+        raw = weight / training.deviation
+        full, offset = raw.new_zeros(num_classes, width), raw.new_full((num_classes,), NEVER)
+        full[training.present] = raw
+        offset[training.present] = bias[:, 0] - raw @ training.mean
+        # Status 1 is the limit; 2, no lower value along the line, is the end of float32's precision.
+        yield LinearProbe(full.float(), offset.float(), penalty, result.status != 1)
 
 
 def _as_tensor(array: npt.NDArray[np.generic] | Tensor) -> Tensor:
@@ -152,20 +202,6 @@ def _chunks(features: Features) -> Iterator[Tensor]:
     """Rows of the features as float32 tensors, CHUNK at a time."""
     for begin in range(0, len(features), CHUNK):
         yield _as_tensor(features[begin : begin + CHUNK]).float()
-
-
-def _choosable(penalties: Sequence[float], val_labels: Labels | None, ignore: int) -> None:
-    """Refuse penalties that are none, and a choice that nothing decides."""
-    if not penalties or not all(math.isfinite(penalty) and penalty > 0 for penalty in penalties):
-        raise ValueError(f"penalties {tuple(penalties)}: numbers greater than 0 are needed")
-    if val_labels is None:
-        if len(penalties) > 1:
-            raise UserError(
-                f"{len(penalties)} penalties and no validation to choose by: give a val split with --split.fractions, "
-                "or one penalty with --linear.penalties"
-            )
-    elif not bool((val_labels != ignore).any()):
-        raise UserError("no valid pixel in val to choose a penalty by: change --split.block or --split.fractions")
 
 
 class _Training:
@@ -184,9 +220,7 @@ class _Training:
         labels: Labels,
         num_classes: int,
         class_weights: Floats | None,
-        limit: int | None,
         ignore: int,
-        seed: int,
     ) -> None:
         target = _as_tensor(labels).long()
         if len(target) != len(features):
@@ -194,9 +228,6 @@ class _Training:
         chosen = torch.nonzero(target != ignore)[:, 0]
         if not len(chosen):
             raise UserError("no valid pixel in train: change --split.block or --split.fractions")
-        if limit is not None and len(chosen) > limit:
-            draw = np.random.default_rng(seed).choice(len(chosen), limit, replace=False)
-            chosen = chosen[torch.from_numpy(np.sort(draw)).to(chosen.device)]
         if len(chosen) < len(target):
             features = features[chosen if isinstance(features, Tensor) else chosen.cpu().numpy()]
             target = target[chosen]
@@ -267,31 +298,3 @@ class _Training:
             slope[:, :-1] += error.T @ row
             slope[:, -1] += error.sum(0, dtype=torch.float64)
         return loss.item(), slope
-
-
-def _best(
-    solutions: Iterator[tuple[float, Tensor, bool]],
-    training: _Training,
-    num_classes: int,
-    val_features: Features | None,
-    val_labels: Labels | None,
-    ignore: int,
-) -> LinearProbe:
-    """The solution with the best mIoU on validation; of equals the one with the strongest penalty."""
-    probes, tried = [], dict[float, float]()
-    for penalty, solution, converged in solutions:
-        # Of standardized features -> of raw ones; classes that training does not hold are never predicted.
-        raw = solution[:, :-1] / training.deviation
-        weight, bias = raw.new_zeros(num_classes, training.width), raw.new_full((num_classes,), NEVER)
-        weight[training.present] = raw
-        bias[training.present] = solution[:, -1] - raw @ training.mean
-        probe = LinearProbe(weight.float(), bias.float(), penalty, tried, converged)
-        probes.append(probe)
-        if val_features is not None and val_labels is not None:
-            predicted = probe.predict(val_features).cpu()
-            reached = float(miou(confusion(_as_tensor(val_labels).cpu(), predicted, num_classes, ignore)))
-            falling = reached < max(tried.values(), default=0.0)
-            tried[penalty] = reached
-            if falling:  # weaker penalties fit the training rows ever closer, at the greatest cost
-                break
-    return max(probes, key=lambda probe: tried.get(probe.penalty, 0.0))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -16,13 +15,14 @@ from ssl_geo.probing.baselines import feature_names, pixel_features
 from ssl_geo.probing.features import Extractor
 from ssl_geo.probing.fit import Fitted
 from ssl_geo.probing.heads import resize
-from ssl_geo.probing.linear import LinearProbe, fit_linear
+from ssl_geo.probing.linear import LinearProbe, choose_penalty, fit_linear, strongest_of_best
 from ssl_geo.probing.store import FeatureStore
 
 IGNORE = 255
 PIXELS = "pixels"  # the name of the layer that is none of the backbone's
 Floats = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.uint8]
+Folds = Sequence[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]  # chips to fit on, chips to validate on
 
 
 def sample_rows(
@@ -150,39 +150,38 @@ class LinearOnLayers(nn.Module):
 
 def fit_linear_chosen(
     draw: Callable[[npt.NDArray[np.int64], int], tuple[Floats, Labels]],
-    train: npt.NDArray[np.int64],
-    validation: npt.NDArray[np.int64],
+    folds: Folds,
     num_classes: int,
     *,
     rows: int,
     class_weights: npt.NDArray[np.float64] | None = None,
-) -> LinearProbe:
+) -> tuple[LinearProbe, float]:
     """Choose the penalty on validation, then fit on training and validation together, as CLIP's linear probe does.
 
     Labelled ground is dear: what has chosen the penalty is not left unused (Radford et al. 2021, appendix A.3).
 
     Args:
         draw: Gives features (N, D) and labels (N,) of at most so many pixels, evenly of chips.
-        train: Chips to fit on.
-        validation: Chips to choose the penalty by.
+        folds: Chips to fit on and chips to validate on. Several, each of whose parts validates in turn, choose more
+            steadily than one.
         num_classes: C.
-        rows: Most pixels to fit on.
+        rows: Most pixels to fit on, those of all folds together.
         class_weights: (C,) in the loss.
 
     Returns:
-        The probe; its `validation` was reached before it was fitted there.
+        The probe, and the mIoU on validation of its penalty, before it was fitted there.
     """
-    chosen = fit_linear(*draw(train, rows), num_classes, *draw(validation, rows // 2), class_weights=class_weights)
-    both = draw(np.concatenate([train, validation]), rows)
-    whole = fit_linear(*both, num_classes, penalties=[chosen.penalty], class_weights=class_weights)
-    return replace(whole, validation=chosen.validation)
+    drawn = [(*draw(train, rows // len(folds)), *draw(validation, rows // 2)) for train, validation in folds]
+    tried = choose_penalty(drawn, num_classes, class_weights=class_weights)
+    penalty = strongest_of_best(tried)
+    whole = np.unique(np.concatenate([chips for fold in folds for chips in fold]))
+    return fit_linear(*draw(whole, rows), num_classes, penalty, class_weights=class_weights), tried[penalty]
 
 
 def fit_linear_on_layers(
     store: FeatureStore,
     layers: Sequence[str],
-    train: npt.NDArray[np.int64],
-    validation: npt.NDArray[np.int64],
+    folds: Folds,
     num_classes: int,
     *,
     rows: int,
@@ -194,14 +193,13 @@ def fit_linear_on_layers(
     Args:
         store: Features and labels.
         layers: Names of the layers.
-        train: Chips to fit on.
-        validation: Chips to choose the penalty by, and to fit on then.
+        folds: As of `fit_linear_chosen`.
         num_classes: C.
         rows: Most pixels to fit on.
         class_weights: (C,) in the loss.
         seed: Of the draw of pixels.
     """
     draw = partial(stored_rows, store, layers, seed=seed)
-    probe = fit_linear_chosen(draw, train, validation, num_classes, rows=rows, class_weights=class_weights)
+    probe, validation_miou = fit_linear_chosen(draw, folds, num_classes, rows=rows, class_weights=class_weights)
     head = LinearOnLayers(probe.weight, probe.bias, [store.layers[name].shape[1] for name in layers])
-    return Fitted(head, list(layers), validation_miou=[probe.validation[probe.penalty]], kind="linear probe")
+    return Fitted(head, list(layers), validation_miou=[validation_miou], kind="linear probe")

@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from ssl_geo.probing.baselines import RandomConvolutions, fit_pixels, majority_class, pixel_features
-from ssl_geo.probing.pixels import fit_linear_chosen, sample_rows
+from ssl_geo.probing.pixels import Folds, fit_linear_chosen, sample_rows
 from ssl_geo.probing.report import ModelResult
 from ssl_geo.probing.scoring import Tally, TestChips
 
@@ -37,8 +37,7 @@ def score_rivals(
     read: Callable[[int], RivalChip],
     bands: Sequence[str],
     class_pixels: npt.NDArray[np.int64],
-    train: npt.NDArray[np.int64],
-    validation: npt.NDArray[np.int64],
+    folds: Folds,
     test: TestChips,
     *,
     rows: int,
@@ -49,8 +48,7 @@ def score_rivals(
         read: Gives a chip by its number.
         bands: Names of the channels.
         class_pixels: (N, C) valid pixels of each chip and class.
-        train: Chips to fit on.
-        validation: Chips to choose the penalty by, and to fit on then.
+        folds: Chips to fit on and chips to choose the penalty by, which are fitted on then.
         test: Chips to test on.
         rows: Most training pixels.
     """
@@ -65,12 +63,12 @@ def score_rivals(
         return convolutions(torch.from_numpy(chip.standardized)[None])[0].numpy(), chip.labels
 
     # As the linear probe does: validation trains too once it has chosen, or where there is nothing to choose.
-    both = np.concatenate([train, validation])
-    features, labels = sample_rows(spectra, both, rows, seed=0)
+    whole = np.unique(np.concatenate([chips for fold in folds for chips in fold]))
+    features, labels = sample_rows(spectra, whole, rows, seed=0)
     pixels = fit_pixels(features.T, labels, test.num_classes, limit=None)
     draw = partial(sample_rows, textures, seed=0)
-    linear = fit_linear_chosen(draw, train, validation, test.num_classes, rows=rows)
-    majority = majority_class(class_pixels[both].sum(axis=0))
+    linear, _ = fit_linear_chosen(draw, folds, test.num_classes, rows=rows)
+    majority = majority_class(class_pixels[whole].sum(axis=0))
 
     tallies = {name: Tally(test) for name in ("pixels", "random convolutions", "majority class")}
     for number in tqdm(test.numbers.tolist(), desc="baselines", unit="chip", delay=2, dynamic_ncols=True):

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from ssl_geo.probing.fit import Recipe, class_weights, evaluate, predict, train_heads
 from ssl_geo.probing.heads import build_head
-from ssl_geo.probing.linear import fit_linear
+from ssl_geo.probing.linear import choose_penalty, fit_linear, strongest_of_best
 from ssl_geo.probing.metrics import miou
 from ssl_geo.probing.pixels import LinearOnLayers, fit_linear_chosen, fit_linear_on_layers, sample_rows, stored_rows
 from ssl_geo.probing.store import FeatureStore
@@ -149,18 +149,33 @@ def test_what_chose_the_penalty_is_fitted_on_as_well(store):
         drawn.append((chips.tolist(), rows))
         return stored_rows(store, ["fine"], chips, rows, seed=0)
 
-    probe = fit_linear_chosen(draw, TRAIN, VALIDATION, CLASSES, rows=2000)
+    probe, reached = fit_linear_chosen(draw, [(TRAIN, VALIDATION)], CLASSES, rows=2000)
     assert drawn == [(TRAIN.tolist(), 2000), (VALIDATION.tolist(), 1000), ([*TRAIN, *VALIDATION], 2000)]
-    alone = fit_linear(*draw(TRAIN, 2000), CLASSES, *draw(VALIDATION, 1000))
-    both = fit_linear(*draw(np.arange(50), 2000), CLASSES, penalties=[alone.penalty])
+    tried = choose_penalty([(*draw(TRAIN, 2000), *draw(VALIDATION, 1000))], CLASSES)
+    both = fit_linear(*draw(np.arange(50), 2000), CLASSES, probe.penalty)
     # The score by which it was chosen is of a probe that had not seen validation.
-    assert (probe.penalty, probe.validation) == (alone.penalty, alone.validation)
+    assert (probe.penalty, reached) == (strongest_of_best(tried), max(tried.values()))
     assert torch.equal(probe.weight, both.weight)
-    assert not torch.allclose(probe.weight, alone.weight, rtol=1e-3)
+    assert not torch.allclose(probe.weight, fit_linear(*draw(TRAIN, 2000), CLASSES, probe.penalty).weight, rtol=1e-3)
+
+
+def test_several_folds_share_the_rows_and_choose_together(store):
+    drawn = []
+
+    def draw(chips, rows):
+        drawn.append((chips.tolist(), rows))
+        return stored_rows(store, ["fine"], chips, rows, seed=0)
+
+    halves = (np.arange(0, 50, 2), np.arange(1, 50, 2))
+    probe, reached = fit_linear_chosen(draw, [halves, halves[::-1]], CLASSES, rows=2000)
+    odd, even = halves[1].tolist(), halves[0].tolist()
+    assert drawn == [(even, 1000), (odd, 1000), (odd, 1000), (even, 1000), ([*range(50)], 2000)]
+    folds = [(*draw(a, 1000), *draw(b, 1000)) for a, b in (halves, halves[::-1])]
+    assert choose_penalty(folds, CLASSES)[probe.penalty] == reached
 
 
 def test_the_linear_probe_answers_like_a_trained_head(store):
-    item = fit_linear_on_layers(store, ["coarse", "fine"], TRAIN, VALIDATION, CLASSES, rows=4000)
+    item = fit_linear_on_layers(store, ["coarse", "fine"], [(TRAIN, VALIDATION)], CLASSES, rows=4000)
     assert max(item.validation_miou) > 0.7
     assert (item.kind, item.layers) == ("linear probe", ["coarse", "fine"])
     reached = miou(evaluate({"probe": item}, store, VALIDATION, CLASSES, 8)["probe"])

@@ -57,8 +57,7 @@ def test_rivals_are_fitted_on_train_and_validation_and_scored_on_test():
         lambda number: RivalChip(images[number], (images[number] - 0.25) / 0.15, labels[number]),
         ["B04", "B08"],
         counts,
-        np.arange(4),
-        np.arange(4, 6),
+        [(np.arange(4), np.arange(4, 6))],
         TestChips(np.arange(6, 9), np.arange(3), 2),
         rows=400,
     )
