@@ -2,28 +2,31 @@
 
     python -m benchmarks.study.ablation [--out runs/ablation] [--steps 100] [NAME ...]
 
-Every run sees the same number of chips. Scored is a linear probe that is fitted and chosen on the sample's training
-scenes and tested on its validation scenes, so that no test label has a say in a default. Prints one table: mIoU and its
-difference from the first run, of features as they are and at twice the size.
+Every run sees as many chips as so many steps of the default batch hold. Scored is a linear probe that is fitted and
+chosen on the sample's training scenes and tested on its validation scenes, so that no test label has a say in a default.
+Prints one table: mIoU and its difference from the first run, of features as they are and at twice the size, and what a
+run is worth over its own network at random initialization.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
 from benchmarks.paired import machine
-from benchmarks.study.scores import score_backbone
+from benchmarks.study.scores import Blocks, score_backbone
 from benchmarks.study.sets import sample
 from benchmarks.study.tables import backbone_of, standardizing, told
+from ssl_geo.backbones import untrained
+from ssl_geo.config import OptimConfig
 from ssl_geo.imagery.sample import SAMPLE, ensure_sample
 from ssl_geo.probing.intervals import bootstrap, paired_difference
 
@@ -41,7 +44,10 @@ VARIANTS: dict[str, list[str]] = {
     "teacher momentum 0.98": ["--dino.teacher_momentum=0.98"],
     "teacher momentum 0.996": ["--dino.teacher_momentum=0.996"],
     "teacher temperature 0.07": ["--dino.teacher_temp=0.07"],
+    "K 256": ["--dino.out_dim=256"],
     "K 8192": ["--dino.out_dim=8192"],
+    "batches of 32": ["--optim.batch_size=32"],
+    "batches of 128": ["--optim.batch_size=128"],
     "global views of 0.1 to 1, local ones of 0.02 to 0.1": [
         "--views.global_scale=[0.1,1]",
         "--views.local_scale=[0.02,0.1]",
@@ -52,8 +58,12 @@ VARIANTS: dict[str, list[str]] = {
     "chips of 64 pixels": ["--data.chip_size=64"],
     "resnet18": ["--backbone.name=resnet18"],
     "convnext_atto": ["--backbone.name=convnext_atto"],
+    "ViT-tiny, patches of 8 pixels": ["--backbone.name=vit_tiny_patch16_224", "--backbone.arguments={patch_size: 8}"],
+    "ViT-tiny, patches of 4 pixels": ["--backbone.name=vit_tiny_patch16_224", "--backbone.arguments={patch_size: 4}"],
 }
 SCORED = ("features", "features at twice the size")
+OWN = SCORED[:1]
+BATCH, DEFAULT = "--optim.batch_size", OptimConfig.batch_size
 
 
 def main() -> None:
@@ -69,27 +79,41 @@ def main() -> None:
     ensure_sample()
     labelled = sample(SAMPLE, trains=["train"], tests="val")
     rows: list[dict[str, Any]] = []
-    reference = None
+    reference: dict[str, Blocks] = {}
+    twins: dict[str, Blocks] = {}
     for name in tqdm(given.names or VARIANTS, desc="ablation", unit="run"):
-        run, began = given.out / "".join(c if c.isalnum() else "-" for c in name), time.perf_counter()
-        if not (run / "backbone.safetensors").exists():
-            command = [sys.executable, "-m", "ssl_geo.pretrain", "--out", str(run), f"--steps={given.steps}"]
-            with run.with_suffix(".log").open("wb") as log:
-                environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-                subprocess.run([*command, *VARIANTS[name]], check=True, stdout=log, stderr=log, env=environment)
-        seconds = time.perf_counter() - began
+        run = given.out / "".join(c if c.isalnum() else "-" for c in name)
+        seconds = pretrained(run, given.steps, VARIANTS[name])
         mean, std = standardizing(run, labelled)
-        scored = score_backbone(backbone_of(run, labelled), labelled, mean, std, SCORED)
-        reference = scored if reference is None else reference
+        backbone = backbone_of(run, labelled)
+        scored = score_backbone(backbone, labelled, mean, std, SCORED)
+        reference = reference or scored
+        network = json.dumps(backbone.timm, sort_keys=True)
+        if network not in twins:
+            torch.manual_seed(0)
+            twins |= {network: score_backbone(untrained(backbone), labelled, mean, std, OWN)[OWN[0]]}
         row: dict[str, Any] = {"variant": name, "settings": VARIANTS[name], "seconds": seconds}
+        row["over_random"] = vars(paired_difference(scored[OWN[0]], twins[network]))
         for way, blocks in scored.items():
             against = paired_difference(blocks, reference[way])
             row[way] = {"miou": vars(bootstrap(blocks)), "against_first": vars(against)}
         rows.append(row)
         cells = [f"{told(row[way]['miou'])} | {told(row[way]['against_first'], '+')}" for way in SCORED]
-        print(f"| {name} | {' | '.join(cells)} |", flush=True)
-    content = {"machine": machine(), "steps": given.steps, "rows": rows}
-    (given.out / "ablation.json").write_text(json.dumps(content, indent=1) + "\n")
+        print(f"| {name} | {' | '.join(cells)} | {told(row['over_random'], '+')} |", flush=True)
+        content = {"machine": machine(), "steps": given.steps, "rows": rows}
+        (given.out / "ablation.json").write_text(json.dumps(content, indent=1) + "\n")
+
+
+def pretrained(run: Path, steps: int, settings: list[str]) -> float:
+    """Seconds that a run took, 0 for one that is there; as many chips as so many steps of the default batch hold."""
+    if (run / "backbone.safetensors").exists():
+        return 0.0
+    batch = next((int(value) for name, _, value in (s.partition("=") for s in settings) if name == BATCH), DEFAULT)
+    command = [sys.executable, "-m", "ssl_geo.pretrain", "--out", str(run), f"--steps={steps * DEFAULT // batch}"]
+    began = time.perf_counter()
+    with run.with_suffix(".log").open("wb") as log:
+        subprocess.run([*command, *settings], check=True, stdout=log, stderr=log)
+    return time.perf_counter() - began
 
 
 if __name__ == "__main__":
