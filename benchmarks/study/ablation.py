@@ -3,9 +3,9 @@
     python -m benchmarks.study.ablation [--out runs/ablation] [--steps 100] [NAME ...]
 
 Every run sees as many chips as so many steps of the default batch hold. Scored is a linear probe that is fitted and
-chosen on the sample's training scenes and tested on its validation scenes, so that no test label has a say in a default.
-Prints one table: mIoU and its difference from the first run, of features as they are and at twice the size, and what a
-run is worth over its own network at random initialization.
+chosen on training scenes of the sample and tested on its validation scenes, so that no test label has a say in a
+default. Prints one table: mIoU and its difference from the first run, of features as they are and at twice the size,
+and what a run is worth over its own network at random initialization.
 """
 
 from __future__ import annotations
