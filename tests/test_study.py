@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -145,3 +146,35 @@ def test_a_study_that_is_told_to_end_leaves_no_process_behind(tmp_path, doing):
         assert process.wait(60) == 128 + signal.SIGTERM
     with pytest.raises(ProcessLookupError):
         os.kill(child, 0)
+
+
+def test_counts_of_all_seeds_are_added_and_every_model_counts_as_often(study, tmp_path, monkeypatch):
+    tables = study("tables")
+    runs = [tmp_path / "run", tmp_path / "run-seed1"]
+    for run in runs:
+        (run / "checkpoints").mkdir(parents=True)
+        for step in range(10, 101, 10):
+            (run / "checkpoints" / f"step-{step:08d}.pt").touch()
+        (run / "config.yaml").write_text("backbone: {name: any}\noptim: {batch_size: 64}\n")
+    right, wrong = np.array([[9, 1], [1, 9]]), np.array([[5, 5], [5, 5]])
+    asked = []
+
+    def score(source, labelled, mean, std, ways=tuple(tables.WAYS)):
+        asked.append(source)
+        pretrained = str(source).startswith(str(runs[0] / "checkpoints"))
+        return {way: np.stack([right if pretrained else wrong] * 3) for way in ways}
+
+    monkeypatch.setattr(tables, "standardizing", lambda run, labelled: (0, 1))
+    monkeypatch.setattr(tables, "backbone_of", lambda source, labelled: source)
+    monkeypatch.setattr(tables, "untrained", lambda backbone: "random")
+    monkeypatch.setattr(tables, "score_backbone", score)
+    monkeypatch.setattr(tables, "score_plain", lambda *_: {name: np.stack([wrong] * 3) for name in tables.PLAIN})
+    name, rows = tables.table(runs, lambda folder: SimpleNamespace(name="set"), tmp_path)
+    whole = {row["model"]: row for row in rows}["DINO, 6,400 chips, features"]
+    iou = np.diag(right + wrong) / (2 * 20 - np.diag(right + wrong))  # every class has 10 pixels on each side
+    assert name == "set"
+    assert whole["miou"]["value"] == pytest.approx(iou.mean())
+    assert whole["over_pixels"]["value"] == pytest.approx(iou.mean() - 5 / 15)
+    assert [Path(source).name for source in asked if source != "random"] == [
+        f"step-{step:08d}.pt" for step in (10, 20, 100) for _ in runs
+    ]

@@ -41,32 +41,37 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/study"))
     parser.add_argument("--steps-real", type=int, default=1400)
     parser.add_argument("--steps-sample", type=int, default=300)
+    parser.add_argument("--seeds-real", type=int, default=1, help="runs on it that differ in nothing but the seed")
+    parser.add_argument("--seeds-sample", type=int, default=2)
     parser.add_argument("--block", type=float, help="seconds after which pretraining saves and stops; default: never")
     parser.add_argument("--only", choices=["real", "sample"], help="one of the two halves")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     signal.signal(signal.SIGTERM, leave)
     ensure_sample()
-    halves = {"sample": given.steps_sample, "real": given.steps_real}
-    if given.only:
-        halves = {given.only: halves[given.only]}
+    asked = {"sample": (given.steps_sample, given.seeds_sample), "real": (given.steps_real, given.seeds_real)}
+    halves = {name: asked[name] for name in asked if given.only in (None, name)}
     if "real" in halves and not given.data.is_dir():
         parser.error(f"--data {given.data} is no folder: name the real imagery, or ask for --only sample")
     began = time.perf_counter()
-    for name, steps in halves.items():
+    runs: dict[str, list[Path]] = {name: [] for name in halves}
+    for name, (steps, seeds) in halves.items():
         data = [] if name == "sample" else ["--data", str(packed(given.data, given.out / "packed"))]
-        code = ended(pretrain(given.out / name, data, steps), given.block and began + given.block)
-        if code == TOLD_TO_STOP:
-            print(f"saved after {given.block:.0f} s: the same command goes on")
-            raise SystemExit(TOLD_TO_STOP)
-        if code:
-            raise SystemExit(f"a run ended with an error: see {given.out / name}.log")
+        for seed in range(seeds):
+            run = given.out / (f"{name}-seed{seed}" if seed else name)
+            code = ended(pretrain(run, data, steps, seed), given.block and began + given.block)
+            if code == TOLD_TO_STOP:
+                print(f"saved after {given.block:.0f} s: the same command goes on")
+                raise SystemExit(TOLD_TO_STOP)
+            if code:
+                raise SystemExit(f"a run ended with an error: see {run}.log")
+            runs[name].append(run)
     pretrained = time.perf_counter() - began
     labelled = {"real": given.data, "sample": SAMPLE}
-    asked = [(given.out / half, make, labelled[half]) for half in halves for make in SETS[half]]
+    wanted = [(runs[half], make, labelled[half]) for half in halves for make in SETS[half]]
     tables: dict[str, Any] = {}
     with ProcessPoolExecutor(2, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
-        for name, rows in pool.map(table, *zip(*asked, strict=True)):
+        for name, rows in pool.map(table, *zip(*wanted, strict=True)):
             tables[name] = rows
             print(markdown(name, rows), flush=True)
     seconds = {"pretraining": pretrained, "all": time.perf_counter() - began}
@@ -86,14 +91,14 @@ def packed(shared: Path, out: Path) -> Path:
     return out
 
 
-def pretrain(run: Path, data: list[str], steps: int) -> subprocess.Popen[bytes]:
+def pretrain(run: Path, data: list[str], steps: int, seed: int) -> subprocess.Popen[bytes]:
     """Start a run with the defaults that everybody gets, or go on with it."""
     command = [sys.executable, "-m", "ssl_geo.pretrain"]
     if (run / "checkpoints").is_dir():
         command += ["--resume", str(run)]
     else:
         kept = [f"--log.checkpoint_every={max(1, round(CURVE[0] * steps))}", "--log.keep=100"]
-        command += [*data, "--out", str(run), f"--steps={steps}", *kept]
+        command += [*data, "--out", str(run), f"--steps={steps}", f"--seed={seed}", *kept]
     with run.with_suffix(".log").open("ab") as log:
         return subprocess.Popen(command, stderr=log)
 

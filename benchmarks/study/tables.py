@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,29 +25,36 @@ PLAIN = ("majority class", "pixels", "random convolutions")
 CURVE = (0.07, 0.25, 1.0)  # shares of a run at which it is tested
 
 
-def table(run: Path, make: Callable[[Path], LabelledSet], folder: Path) -> tuple[str, list[dict[str, Any]]]:
-    """A set's name and rows: what needs no training, random initialization, and the run after some and all steps."""
+def table(runs: Sequence[Path], make: Callable[[Path], LabelledSet], folder: Path) -> tuple[str, list[dict[str, Any]]]:
+    """A set's name and rows: what needs no training, random initialization, and the runs after some and all steps.
+
+    Args:
+        runs: They differ in their seeds alone, and their counts are added.
+        make: Reads the set.
+        folder: Where it lies.
+    """
     labelled = make(folder)
-    checkpoints = sorted((run / "checkpoints").glob("step-*.pt"))
-    steps = [int(path.stem.removeprefix("step-")) for path in checkpoints]
-    batch = described(run)["batch"]
+    checkpoints = [sorted((run / "checkpoints").glob("step-*.pt")) for run in runs]
+    steps = [int(path.stem.removeprefix("step-")) for path in checkpoints[0]]
+    batch = described(runs[0])["batch"]
     chosen = sorted({int(np.argmin([abs(step - share * steps[-1]) for step in steps])) for share in CURVE})
-    mean, std = standardizing(run, labelled)
+    mean, std = standardizing(runs[0], labelled)
     plain = score_plain(labelled, mean, std)
-    # Random initialization has the counts of all its seeds; all else counts as often, so that blocks have one size.
-    counts: dict[str, Blocks] = {name: SEEDS * plain[name] for name in PLAIN}
-    whole = backbone_of(run, labelled)
+    # Counts are those of all seeds; each model counts as often as any other, so that blocks have one size.
+    counts: dict[str, Blocks] = {name: SEEDS * len(runs) * plain[name] for name in PLAIN}
+    whole = backbone_of(runs[0], labelled)
     seeds: list[dict[str, Blocks]] = []
     for seed in tqdm(range(SEEDS), desc=f"{labelled.name}: random initialization", unit="seed"):
         torch.manual_seed(seed)
         seeds.append(score_backbone(untrained(whole), labelled, mean, std))
     for kind in WAYS:
-        counts[f"random initialization, {kind}"] = np.sum([found[kind] for found in seeds], axis=0)
+        counts[f"random initialization, {kind}"] = len(runs) * np.sum([found[kind] for found in seeds], axis=0)
     for number in tqdm(chosen, desc=f"{labelled.name}: checkpoints", unit="checkpoint"):
         # The learning curve is told of plain features.
         ways = list(WAYS) if number == chosen[-1] else ["features"]
-        scored = score_backbone(backbone_of(checkpoints[number], labelled), labelled, mean, std, ways)
-        for kind, blocks in scored.items():
+        each = [score_backbone(backbone_of(c[number], labelled), labelled, mean, std, ways) for c in checkpoints]
+        for kind in ways:
+            blocks = np.sum([found[kind] for found in each], axis=0)
             counts[f"DINO, {steps[number] * batch:,} chips, {kind}"] = SEEDS * blocks
     return labelled.name, [
         {
