@@ -1,10 +1,10 @@
 """Does pretraining pay? Two runs without labels, then linear heads on labels that they never saw, by place.
 
-    python -m benchmarks.study [--data ../shared/data] [--out runs/study] [--only real|sample] [--block SECONDS]
+    python -m benchmarks.study [--data ../shared/data] [--out runs/study] [--only real|sample] [--seeds N]
 
 Packs the imagery of --data once, and pretrains on it and on the embedded sample; a run that is there is gone on with
-or taken as it is. With --block a run is told to save and stop after so long (exit code 75): the same command goes on.
-Writes study.json, and study.md with one table a labelled set: counts are those of all seeds and folds,
+or taken as it is. With --block SECONDS a run is told to save and stop after so long (exit code 75); the same command
+goes on then. Writes study.json, and study.md with one table a labelled set: counts are those of all seeds and folds,
 intervals are bootstrapped over the spatial blocks of the test ground, gains are paired differences.
 """
 
@@ -41,23 +41,23 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/study"))
     parser.add_argument("--steps-real", type=int, default=1400)
     parser.add_argument("--steps-sample", type=int, default=300)
-    parser.add_argument("--seeds-real", type=int, default=1, help="runs on it that differ in nothing but the seed")
-    parser.add_argument("--seeds-sample", type=int, default=2)
+    parser.add_argument("--seeds", type=int, default=1, help="runs of each half, which differ in nothing but the seed")
     parser.add_argument("--block", type=float, help="seconds after which pretraining saves and stops; default: never")
     parser.add_argument("--only", choices=["real", "sample"], help="one of the two halves")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     signal.signal(signal.SIGTERM, leave)
     ensure_sample()
-    asked = {"sample": (given.steps_sample, given.seeds_sample), "real": (given.steps_real, given.seeds_real)}
-    halves = {name: asked[name] for name in asked if given.only in (None, name)}
+    halves = {"sample": given.steps_sample, "real": given.steps_real}
+    if given.only:
+        halves = {given.only: halves[given.only]}
     if "real" in halves and not given.data.is_dir():
         parser.error(f"--data {given.data} is no folder: name the real imagery, or ask for --only sample")
     began = time.perf_counter()
     runs: dict[str, list[Path]] = {name: [] for name in halves}
-    for name, (steps, seeds) in halves.items():
+    for name, steps in halves.items():
         data = [] if name == "sample" else ["--data", str(packed(given.data, given.out / "packed"))]
-        for seed in range(seeds):
+        for seed in range(given.seeds):
             run = given.out / (f"{name}-seed{seed}" if seed else name)
             code = ended(pretrain(run, data, steps, seed), given.block and began + given.block)
             if code == TOLD_TO_STOP:
