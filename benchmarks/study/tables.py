@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,14 +14,16 @@ import yaml
 from torch import nn
 from tqdm import tqdm
 
+from benchmarks.study.normalizing import normalize, pretraining_chips
 from benchmarks.study.scores import WAYS, Blocks, score_backbone, score_plain
 from benchmarks.study.sets import SIX, LabelledSet
 from ssl_geo.backbones import create_backbone, load_backbone, untrained
 from ssl_geo.imagery.sensors import DEFAULT_BANDS
 from ssl_geo.probing.intervals import bootstrap, paired_difference
 
-SEEDS = 3  # of random initialization
-HEADER = ["model", "mIoU", "accuracy", "over random initialization", "over pixels"]
+SEEDS = 2  # of random initialization
+HEADER = ["model", "mIoU", "accuracy", "over random initialization", "over normalized", "over pixels"]
+RANDOM, NORMALIZED = "random initialization", "random initialization, normalized"  # batch norm has seen the imagery
 PLAIN = ("majority class", "pixels", "random convolutions")
 CURVE = (0.07, 0.25, 1.0)  # shares of a run at which it is tested
 
@@ -43,12 +46,15 @@ def table(runs: Sequence[Path], make: Callable[[Path], LabelledSet], folder: Pat
     # Counts are those of all seeds; each model counts as often as any other, so that blocks have one size.
     counts: dict[str, Blocks] = {name: SEEDS * len(runs) * plain[name] for name in PLAIN}
     whole = backbone_of(runs[0], labelled)
-    seeds: list[dict[str, Blocks]] = []
+    images = pretraining_chips(runs[0], labelled.chips.bands)
+    seeds: dict[str, list[dict[str, Blocks]]] = {RANDOM: [], NORMALIZED: []}
     for seed in tqdm(range(SEEDS), desc=f"{labelled.name}: random initialization", unit="seed"):
         torch.manual_seed(seed)
-        seeds.append(score_backbone(untrained(whole), labelled, mean, std))
-    for kind in WAYS:
-        counts[f"random initialization, {kind}"] = len(runs) * np.sum([found[kind] for found in seeds], axis=0)
+        network = untrained(whole)
+        seeds[RANDOM].append(score_backbone(network, labelled, mean, std))
+        seeds[NORMALIZED].append(score_backbone(normalize(network, images), labelled, mean, std))
+    for name, kind in itertools.product(seeds, WAYS):
+        counts[f"{name}, {kind}"] = len(runs) * np.sum([found[kind] for found in seeds[name]], axis=0)
     for number in tqdm(chosen, desc=f"{labelled.name}: checkpoints", unit="checkpoint"):
         # The learning curve is told of plain features.
         ways = list(WAYS) if number == chosen[-1] else ["features"]
@@ -61,19 +67,20 @@ def table(runs: Sequence[Path], make: Callable[[Path], LabelledSet], folder: Pat
             "model": name,
             "miou": vars(bootstrap(blocks)),
             "accuracy": float(np.trace(blocks.sum(0)) / blocks.sum()),
-            "over_random": gain(blocks, name, counts),
+            "over_random": gain(blocks, name, counts, RANDOM),
+            "over_normalized": gain(blocks, name, counts, NORMALIZED),
             "over_pixels": vars(paired_difference(blocks, counts["pixels"])),
         }
         for name, blocks in counts.items()
     ]
 
 
-def gain(blocks: Blocks, name: str, counts: dict[str, Blocks]) -> dict[str, Any] | None:
-    """Over random initialization with the same inputs; None for what has no such twin."""
+def gain(blocks: Blocks, name: str, counts: dict[str, Blocks], twin: str) -> dict[str, Any] | None:
+    """Over one of the untrained networks with the same inputs; None for what has no such twin."""
     kind = name.rpartition(", ")[2]
     if not name.startswith("DINO"):
         return None
-    return vars(paired_difference(blocks, counts[f"random initialization, {kind}"]))
+    return vars(paired_difference(blocks, counts[f"{twin}, {kind}"]))
 
 
 def backbone_of(source: Path, labelled: LabelledSet) -> nn.Module:
@@ -105,6 +112,7 @@ def markdown(name: str, rows: list[dict[str, Any]]) -> str:
     for row in rows:
         lines.append(
             f"| {row['model']} | {told(row['miou'])} | {row['accuracy']:.3f} | {told(row['over_random'], '+')} "
+            f"| {told(row['over_normalized'], '+')} "
             f"| {told(row['over_pixels'], '+') if row['model'] != 'pixels' else '—'} |"
         )
     return "\n".join([*lines, ""])
