@@ -28,6 +28,7 @@ from ssl_geo.probing.features import Extractor, auto_layers, list_layers
 from ssl_geo.probing.fit import Fitted, Recipe, class_weights, predict, train_heads
 from ssl_geo.probing.footprints import box_on_earth
 from ssl_geo.probing.heads import HEADS, build_head
+from ssl_geo.probing.normalizing import chips_to_normalize, normalize
 from ssl_geo.probing.pace import Laps, measure_pace
 from ssl_geo.probing.pixels import PIXELS, BesidePixels, fit_linear_on_layers
 from ssl_geo.probing.report import ModelResult, ProbeReport, write_report
@@ -63,24 +64,27 @@ def main(config: ProbeConfig) -> int:
     task = labelled_task(config, backbone.description)
     train, validation = task.split.chips("train"), task.split.chips("val")
     test = TestChips(task.split.chips("test"), task.split.block[task.split.chips("test")], task.num_classes)
-    splits = task.split.report.lines(task.chips.names)
     layers = (
         auto_layers(backbone)
         if config.layers == ["auto"]
         else [int(layer) if layer.lstrip("-").isdigit() else layer for layer in config.layers]
     )
     torch.manual_seed(0)  # of the untrained twin, which is the same at every probe
-    extractors: dict[str, Extractor] = {
+    extractors = {
         prefix: dense_features(net.to(device).eval(), layers, side=task.chips.side, enlarge=config.enlarge)
         for prefix, net in (("", backbone), (UNTRAINED, untrained(backbone)))
     }
+    seen = chips_to_normalize(extractors[UNTRAINED], train)
     sources: dict[str, Extractor] = {
         prefix: BesidePixels(extractor, task.mean, task.std, task.chips.bands) if config.pixels else extractor
         for prefix, extractor in extractors.items()
     }
     probed = "linear probe @ all layers" + (f" and {PIXELS}" if config.pixels else "")
-    folders = {prefix: features_folder(config, source, task) for prefix, source in sources.items()}
+    folders = {prefix: features_folder(config, sources[prefix], task, seen if prefix else ()) for prefix in sources}
     weights = class_weights(task.chips.class_pixels[train]) if config.class_weights else None
+    splits = task.split.report.lines(task.chips.names)
+    if len(seen):
+        splits.append(f"{UNTRAINED.rstrip(', ')}: its batch normalization has seen {len(seen)} training chips")
     for line in splits:
         print(line)
     size = sum(predicted_bytes(source, len(task.chips), (task.chips.side,) * 2) for source in sources.values())
@@ -96,6 +100,8 @@ def main(config: ProbeConfig) -> int:
     candidates: list[tuple[ModelResult, str, Fitted]] = []
     stores: dict[str, FeatureStore] = {}
     for prefix, extractor in extractors.items():
+        if prefix and stored_chips(folders[prefix]) < len(task.chips):
+            normalize(extractor, task.image, seen, batch_size=config.batch_size, device=device)
         stores[prefix] = extract(
             sources[prefix],
             task.standardized,
@@ -188,13 +194,14 @@ def check(config: ProbeConfig) -> None:
         raise UserError(f"--{given} without --{lacking}: give both, or neither for the embedded sample")
 
 
-def features_folder(config: ProbeConfig, extractor: Extractor, task: Task) -> Path:
-    """Where the features lie: named by all that decides what they are."""
+def features_folder(config: ProbeConfig, extractor: Extractor, task: Task, normalizing: Iterable[int]) -> Path:
+    """Where the features lie: named by all that decides what they are, the model as it is before normalizing."""
     key = store_key(
         {
             "weights": {name: hashed(value) for name, value in extractor.model.state_dict().items()},
             "layers": extractor.layers,
             "enlarge": config.enlarge,
+            "normalizing": [int(chip) for chip in normalizing],
             "mean": task.mean.tolist(),
             "std": task.std.tolist(),
             "chips": task.chips.fingerprint(),

@@ -44,6 +44,10 @@ class Task:
         chip = self.chips[number]
         return standardize_chip(chip.reflectance, chip.valid, self.mean, self.std), chip.labels
 
+    def image(self, number: int) -> npt.NDArray[np.float32]:
+        """Image (C, H, W) as the backbone takes it."""
+        return self.standardized(number)[0]
+
     def rival_chip(self, number: int) -> RivalChip:
         """A chip as the baselines take it."""
         chip = self.chips[number]

@@ -9,6 +9,7 @@ import pytest
 import rasterio
 import torch
 
+import ssl_geo.probe
 from ssl_geo.backbones import create_backbone, describe_backbone, export_backbone
 from ssl_geo.config import probe_config
 from ssl_geo.errors import UserError
@@ -16,6 +17,7 @@ from ssl_geo.imagery.geotiff import write_geotiff
 from ssl_geo.imagery.sensors import DEFAULT_BANDS
 from ssl_geo.probe import PACE_CHIPS, main
 from ssl_geo.probing.features import FeatureExtractor
+from ssl_geo.probing.normalizing import normalize
 from ssl_geo.probing.saved import load_head
 
 GRID = {"crs": "EPSG:32632", "transform": (10.0, 0.0, 6e5, 0.0, -10.0, 5.4e6)}
@@ -66,6 +68,9 @@ def test_a_probe_leaves_report_and_maps_on_the_grid_of_the_image(world, tmp_path
     groups = {group["name"]: group for group in report["groups"]}
     assert {"linear @ layer1", "linear @ layer2", "pixels", "random convolutions", "majority class"} <= groups.keys()
     assert groups["pixels"]["scores"]["miou"]["value"] > 0.9
+    seen = "random initialization: its batch normalization has seen"
+    assert seen in said
+    assert any(line.startswith(seen) for line in report["splits"])
     assert (tmp_path / "out" / "report.md").read_text().count("|") > 20
     assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 1
     page = seen_page((tmp_path / "out" / "report.html").read_text())
@@ -148,6 +153,28 @@ def test_the_backbone_sees_every_chip_once(world, tmp_path, monkeypatch):
     seen.clear()
     assert main(arguments(world, tmp_path, *more, "--heads", "fpn", "--out", str(tmp_path / "again"))) == 0
     assert not seen
+
+
+def test_the_twin_is_normalized_on_training_chips_and_the_checkpoint_is_not(world, tmp_path, monkeypatch):
+    checkpoint(tmp_path / "run", "resnet18", {}, DEFAULT_BANDS)
+    normalized = []
+
+    def record(model, read_image, chips, **how):
+        normalize(model, read_image, chips, **how)
+        normalized.append((model.model, len(chips)))
+        return model
+
+    monkeypatch.setattr(ssl_geo.probe, "normalize", record)
+    given = arguments(world, tmp_path, "--ckpt", str(tmp_path / "run"))
+    assert main(given) == 0
+    ((twin, chips),) = normalized
+    assert 0 < chips < 36
+    own = load_head(tmp_path / "out" / "best_head").extractor.model
+    assert own.bn1.running_mean.abs().max() == 0  # as it was saved: an untrained network's
+    assert twin.bn1.running_mean.abs().min() > 0
+    # Its features are there now: no chip is read again for them.
+    assert main(arguments(world, tmp_path, "--ckpt", str(tmp_path / "run"), "--out", str(tmp_path / "again"))) == 0
+    assert len(normalized) == 1
 
 
 TWELVE = ("B01", *DEFAULT_BANDS[:8], "B09", *DEFAULT_BANDS[8:])

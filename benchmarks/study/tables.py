@@ -14,12 +14,13 @@ import yaml
 from torch import nn
 from tqdm import tqdm
 
-from benchmarks.study.normalizing import normalize, pretraining_chips
+from benchmarks.study.pretrained import pretraining_chips
 from benchmarks.study.scores import WAYS, Blocks, score_backbone, score_plain
 from benchmarks.study.sets import SIX, LabelledSet
 from ssl_geo.backbones import create_backbone, load_backbone, untrained
 from ssl_geo.imagery.sensors import DEFAULT_BANDS
 from ssl_geo.probing.intervals import bootstrap, paired_difference
+from ssl_geo.probing.normalizing import normalize
 
 SEEDS = 2  # of random initialization
 HEADER = ["model", "mIoU", "accuracy", "over random initialization", "over normalized", "over pixels"]
@@ -52,7 +53,8 @@ def table(runs: Sequence[Path], make: Callable[[Path], LabelledSet], folder: Pat
         torch.manual_seed(seed)
         network = untrained(whole)
         seeds[RANDOM].append(score_backbone(network, labelled, mean, std))
-        seeds[NORMALIZED].append(score_backbone(normalize(network, images), labelled, mean, std))
+        normalized = normalize(network, images.__getitem__, np.arange(len(images)))
+        seeds[NORMALIZED].append(score_backbone(normalized, labelled, mean, std))
     for name, kind in itertools.product(seeds, WAYS):
         counts[f"{name}, {kind}"] = len(runs) * np.sum([found[kind] for found in seeds[name]], axis=0)
     for number in tqdm(chosen, desc=f"{labelled.name}: checkpoints", unit="checkpoint"):

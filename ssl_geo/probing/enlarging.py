@@ -12,11 +12,13 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl_geo.probing.features import Extractor, FeatureExtractor
+from ssl_geo.probing.features import FeatureExtractor
 from ssl_geo.probing.heads import resize
 
 
-def dense_features(backbone: nn.Module, layers: Sequence[int | str], *, side: int, enlarge: int = 1) -> Extractor:
+def dense_features(
+    backbone: nn.Module, layers: Sequence[int | str], *, side: int, enlarge: int = 1
+) -> FeatureExtractor | Enlarged:
     """Features of a backbone's layers, on the grid of the image or on one that many times as fine.
 
     Args:

@@ -220,7 +220,7 @@ def load_head(folder: Path) -> SavedHead:
     description = read_description(folder)
     backbone = load_backbone(folder).eval()
     layers = [layer for layer in description.layers if layer != PIXELS]
-    extractor = dense_features(backbone, layers, side=description.chip_size, enlarge=description.enlarge)
+    extractor: Extractor = dense_features(backbone, layers, side=description.chip_size, enlarge=description.enlarge)
     if len(layers) < len(description.layers):
         extractor = BesidePixels(extractor, description.mean, description.std, description.bands)
     found = (tuple(extractor.channels), tuple(extractor.reduction))
