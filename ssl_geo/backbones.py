@@ -251,10 +251,17 @@ def _read_weights(path: Path) -> tuple[dict[str, Tensor], list[str] | None]:
     return named_tensors(content, path), told.get("bands") if isinstance(told, dict) else None
 
 
-def untrained(backbone: nn.Module) -> nn.Module:
-    """Make the same architecture at random initialization, in eval mode."""
+def untrained(backbone: nn.Module, seed: int) -> nn.Module:
+    """Make the same architecture at random initialization, in eval mode.
+
+    Args:
+        backbone: Made or restored here.
+        seed: Of the weights; that of a run gives the weights which the run started from.
+    """
     recipe: Any = backbone.timm
-    model: Any = _create("--ckpt", recipe["architecture"], recipe["model_args"])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model: Any = _create("--ckpt", recipe["architecture"], recipe["model_args"])
     model.timm = recipe
     fresh: nn.Module = model.eval()
     return fresh

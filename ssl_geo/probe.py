@@ -69,10 +69,10 @@ def main(config: ProbeConfig) -> int:
         if config.layers == ["auto"]
         else [int(layer) if layer.lstrip("-").isdigit() else layer for layer in config.layers]
     )
-    torch.manual_seed(0)  # of the untrained twin, which is the same at every probe
+    twin = untrained(backbone, backbone.description.get("seed", 0))  # a run's own initial weights
     extractors = {
         prefix: dense_features(net.to(device).eval(), layers, side=task.chips.side, enlarge=config.enlarge)
-        for prefix, net in (("", backbone), (UNTRAINED, untrained(backbone)))
+        for prefix, net in (("", backbone), (UNTRAINED, twin))
     }
     seen = chips_to_normalize(extractors[UNTRAINED], train)
     sources: dict[str, Extractor] = {

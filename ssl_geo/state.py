@@ -102,6 +102,7 @@ class State:
             chip_size=self.index.chip_size,
             gsd=10.0,
             method="dino",
+            seed=self.config.seed,
             step=self.step,
         )
 

@@ -23,6 +23,7 @@ from ssl_geo.backbones import (
     export_backbone,
     load_backbone,
     required_multiple,
+    untrained,
 )
 from ssl_geo.errors import UserError
 from ssl_geo.weights import adapt_input_weights
@@ -510,6 +511,17 @@ def test_an_untrained_rival() -> None:
     assert backbone.description["weights"] == "random"
     assert "mean" not in backbone.description
     assert load_backbone("random:vit_tiny_patch16_224")(torch.randn(1, 3, 64, 32)).shape == (1, 192)
+
+
+@pytest.mark.parametrize("name", ["resnet10t", "convnext_atto", "vit_tiny_patch16_224"])
+def test_the_untrained_twin_has_the_weights_that_a_run_of_its_seed_started_from(name: str) -> None:
+    torch.manual_seed(3)
+    started = create_backbone(name, 10, [(64, 64), (32, 32)])
+    state = torch.random.get_rng_state()
+    twin, other = untrained(started, 3).state_dict(), untrained(started, 4).state_dict()
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert all(torch.equal(value, twin[key]) for key, value in started.state_dict().items())
+    assert not all(torch.equal(value, other[key]) for key, value in started.state_dict().items())
 
 
 def test_a_rival_with_published_weights(monkeypatch: pytest.MonkeyPatch) -> None:

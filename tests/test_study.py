@@ -158,7 +158,7 @@ def test_counts_of_all_seeds_are_added_and_every_model_counts_as_often(study, tm
         (run / "checkpoints").mkdir(parents=True)
         for step in range(10, 101, 10):
             (run / "checkpoints" / f"step-{step:08d}.pt").touch()
-        (run / "config.yaml").write_text("backbone: {name: any}\noptim: {batch_size: 64}\n")
+        (run / "config.yaml").write_text("backbone: {name: any}\noptim: {batch_size: 64}\nseed: 0\n")
     right, wrong = np.array([[9, 1], [1, 9]]), np.array([[5, 5], [5, 5]])
     asked = []
 
@@ -169,7 +169,7 @@ def test_counts_of_all_seeds_are_added_and_every_model_counts_as_often(study, tm
 
     monkeypatch.setattr(tables, "standardizing", lambda run, labelled: (0, 1))
     monkeypatch.setattr(tables, "backbone_of", lambda source, labelled: source)
-    monkeypatch.setattr(tables, "untrained", lambda backbone: "random")
+    monkeypatch.setattr(tables, "untrained", lambda backbone, seed: "random")
     monkeypatch.setattr(tables, "pretraining_chips", lambda run, bands: [])
     monkeypatch.setattr(tables, "normalize", lambda backbone, read, chips: "random")
     monkeypatch.setattr(tables, "score_backbone", score)

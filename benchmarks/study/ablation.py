@@ -5,7 +5,7 @@
 Every run sees as many chips as so many steps of the default batch hold. Scored is a linear probe that is fitted and
 chosen on training scenes of the sample and tested on its validation scenes, so that no test label has a say in a
 default. Prints one table: mIoU and its difference from the first run, of features as they are and at twice the size,
-and what a run is worth over its own network at random initialization.
+and what a run is worth over the weights that it started from, normalized.
 """
 
 from __future__ import annotations
@@ -18,17 +18,19 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 from tqdm import tqdm
 
 from benchmarks.paired import machine
+from benchmarks.study.pretrained import pretraining_chips
 from benchmarks.study.scores import Blocks, score_backbone
 from benchmarks.study.sets import sample
-from benchmarks.study.tables import backbone_of, standardizing, told
+from benchmarks.study.tables import backbone_of, described, standardizing, told
 from ssl_geo.backbones import untrained
 from ssl_geo.config import OptimConfig
 from ssl_geo.imagery.sample import SAMPLE, ensure_sample
 from ssl_geo.probing.intervals import bootstrap, paired_difference
+from ssl_geo.probing.normalizing import normalize
 
 VARIANTS: dict[str, list[str]] = {
     "default": [],
@@ -88,18 +90,20 @@ def main() -> None:
         backbone = backbone_of(run, labelled)
         scored = score_backbone(backbone, labelled, mean, std, SCORED)
         reference = reference or scored
-        network = json.dumps(backbone.timm, sort_keys=True)
+        seed = described(run)["seed"]
+        network = json.dumps([backbone.timm, seed], sort_keys=True)
         if network not in twins:
-            torch.manual_seed(0)
-            twins |= {network: score_backbone(untrained(backbone), labelled, mean, std, OWN)[OWN[0]]}
+            images = pretraining_chips(run, labelled.chips.bands)
+            twin = normalize(untrained(backbone, seed), images.__getitem__, np.arange(len(images)))
+            twins |= {network: score_backbone(twin, labelled, mean, std, OWN)[OWN[0]]}
         row: dict[str, Any] = {"variant": name, "settings": VARIANTS[name], "seconds": seconds}
-        row["over_random"] = vars(paired_difference(scored[OWN[0]], twins[network]))
+        row["over_normalized"] = vars(paired_difference(scored[OWN[0]], twins[network]))
         for way, blocks in scored.items():
             against = paired_difference(blocks, reference[way])
             row[way] = {"miou": vars(bootstrap(blocks)), "against_first": vars(against)}
         rows.append(row)
         cells = [f"{told(row[way]['miou'])} | {told(row[way]['against_first'], '+')}" for way in SCORED]
-        print(f"| {name} | {' | '.join(cells)} | {told(row['over_random'], '+')} |", flush=True)
+        print(f"| {name} | {' | '.join(cells)} | {told(row['over_normalized'], '+')} |", flush=True)
         content = {"machine": machine(), "steps": given.steps, "rows": rows}
         (given.out / "ablation.json").write_text(json.dumps(content, indent=1) + "\n")
 

@@ -25,6 +25,7 @@ ROWS = 20_000  # training pixels, as of the probe
 REACH = 16  # pixels of context that random convolutions can see
 WAYS = {  # of dense features: times that the image is enlarged, and whether single pixels stand beside them
     "features": (1, False),
+    "features + pixels": (1, True),
     "features at twice the size": (2, False),
     "features at twice the size + pixels": (2, True),
 }

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import yaml
 from torch import nn
 from tqdm import tqdm
@@ -22,7 +21,6 @@ from ssl_geo.imagery.sensors import DEFAULT_BANDS
 from ssl_geo.probing.intervals import bootstrap, paired_difference
 from ssl_geo.probing.normalizing import normalize
 
-SEEDS = 2  # of random initialization
 HEADER = ["model", "mIoU", "accuracy", "over random initialization", "over normalized", "over pixels"]
 RANDOM, NORMALIZED = "random initialization", "random initialization, normalized"  # batch norm has seen the imagery
 PLAIN = ("majority class", "pixels", "random convolutions")
@@ -44,26 +42,24 @@ def table(runs: Sequence[Path], make: Callable[[Path], LabelledSet], folder: Pat
     chosen = sorted({int(np.argmin([abs(step - share * steps[-1]) for step in steps])) for share in CURVE})
     mean, std = standardizing(runs[0], labelled)
     plain = score_plain(labelled, mean, std)
-    # Counts are those of all seeds; each model counts as often as any other, so that blocks have one size.
-    counts: dict[str, Blocks] = {name: SEEDS * len(runs) * plain[name] for name in PLAIN}
-    whole = backbone_of(runs[0], labelled)
-    images = pretraining_chips(runs[0], labelled.chips.bands)
-    seeds: dict[str, list[dict[str, Blocks]]] = {RANDOM: [], NORMALIZED: []}
-    for seed in tqdm(range(SEEDS), desc=f"{labelled.name}: random initialization", unit="seed"):
-        torch.manual_seed(seed)
-        network = untrained(whole)
-        seeds[RANDOM].append(score_backbone(network, labelled, mean, std))
+    # Counts are those of all runs; each model counts as often as any other, so that blocks have one size.
+    counts: dict[str, Blocks] = {name: len(runs) * plain[name] for name in PLAIN}
+    started: dict[str, list[dict[str, Blocks]]] = {RANDOM: [], NORMALIZED: []}
+    for run in tqdm(runs, desc=f"{labelled.name}: random initialization", unit="run"):
+        images = pretraining_chips(run, labelled.chips.bands)
+        network = untrained(backbone_of(run, labelled), described(run)["seed"])
+        started[RANDOM].append(score_backbone(network, labelled, mean, std))
         normalized = normalize(network, images.__getitem__, np.arange(len(images)))
-        seeds[NORMALIZED].append(score_backbone(normalized, labelled, mean, std))
-    for name, kind in itertools.product(seeds, WAYS):
-        counts[f"{name}, {kind}"] = len(runs) * np.sum([found[kind] for found in seeds[name]], axis=0)
+        started[NORMALIZED].append(score_backbone(normalized, labelled, mean, std))
+    for name, kind in itertools.product(started, WAYS):
+        counts[f"{name}, {kind}"] = np.sum([found[kind] for found in started[name]], axis=0)
     for number in tqdm(chosen, desc=f"{labelled.name}: checkpoints", unit="checkpoint"):
         # The learning curve is told of plain features.
         ways = list(WAYS) if number == chosen[-1] else ["features"]
         each = [score_backbone(backbone_of(c[number], labelled), labelled, mean, std, ways) for c in checkpoints]
         for kind in ways:
             blocks = np.sum([found[kind] for found in each], axis=0)
-            counts[f"DINO, {steps[number] * batch:,} chips, {kind}"] = SEEDS * blocks
+            counts[f"DINO, {steps[number] * batch:,} chips, {kind}"] = blocks
     return labelled.name, [
         {
             "model": name,
@@ -78,7 +74,7 @@ def table(runs: Sequence[Path], make: Callable[[Path], LabelledSet], folder: Pat
 
 
 def gain(blocks: Blocks, name: str, counts: dict[str, Blocks], twin: str) -> dict[str, Any] | None:
-    """Over one of the untrained networks with the same inputs; None for what has no such twin."""
+    """Over the weights that the runs started from, with the same inputs; None for what has no such twin."""
     kind = name.rpartition(", ")[2]
     if not name.startswith("DINO"):
         return None
@@ -102,10 +98,14 @@ def standardizing(run: Path, labelled: LabelledSet) -> tuple[Any, Any]:
 
 
 def described(source: Path) -> dict[str, Any]:
-    """Name of the timm model and chips a step of a run, or of the run of a checkpoint."""
+    """Name of the timm model, chips a step and seed of a run, or of the run of a checkpoint."""
     run = source if source.is_dir() else source.parent.parent
     settings = yaml.safe_load((run / "config.yaml").read_text())
-    return {"name": settings["backbone"]["name"], "batch": settings["optim"]["batch_size"]}
+    return {
+        "name": settings["backbone"]["name"],
+        "batch": settings["optim"]["batch_size"],
+        "seed": settings["seed"],
+    }
 
 
 def markdown(name: str, rows: list[dict[str, Any]]) -> str:

@@ -2,7 +2,7 @@
 
 The definitions are those of torchgeo-bench's segmentation probe (torchgeo/torchgeo-bench,
 models/segmentation_heads.py, read at 0660813), so that figures compare. Features come coarse to fine (the deepest
-layer first: ``layer4, layer3, layer2, layer1``), each (B, D, h, w); every head ends in a bilinear resize to the
+layer first: ``layer3, layer2, layer1, act1``), each (B, D, h, w); every head ends in a bilinear resize to the
 input's height and width, ``align_corners=False``.
 """
 
@@ -31,6 +31,18 @@ def _finest(maps: Sequence[Tensor]) -> tuple[int, int]:
     """Height and width of the map with the most places."""
     height, width = max((m.shape[-2:] for m in maps), key=lambda size: size[0] * size[1])
     return height, width
+
+
+def classify_together(classify: nn.Conv2d, maps: Sequence[Tensor]) -> Tensor:
+    """What a 1×1 convolution makes of maps (B, D, h, w) brought to the finest one's size and concatenated.
+
+    Both are linear, so that each map is turned into logits on its own grid and only these are resized: D / C times
+    less memory.
+    """
+    weights = torch.split(classify.weight, [m.shape[1] for m in maps], dim=1)
+    shares = [resize(F.conv2d(m, weight), _finest(maps)) for m, weight in zip(maps, weights, strict=True)]
+    total = torch.stack(shares).sum(dim=0)
+    return total if classify.bias is None else total + classify.bias[:, None, None]
 
 
 class ChannelLayerNorm(nn.LayerNorm):
@@ -123,8 +135,7 @@ class ConvBlockHead(SegmentationHead):
     def decode(self, features: list[Tensor], size: tuple[int, int]) -> Tensor:
         """Logits at the finest layer's size."""
         maps = [project(f) for project, f in zip(self.projections, features, strict=True)]
-        logits: Tensor = self.classify(torch.cat([resize(m, _finest(maps)) for m in maps], dim=1))
-        return logits
+        return classify_together(self.classify, maps)
 
 
 class FPNHead(SegmentationHead):
@@ -154,8 +165,7 @@ class FPNHead(SegmentationHead):
                 level = level + resize(pyramid[-1], (level.shape[-2], level.shape[-1]))
             pyramid.append(level)
         maps = [smooth(level) for smooth, level in zip(self.smooth, pyramid, strict=True)]
-        logits: Tensor = self.classify(torch.cat([resize(m, _finest(maps)) for m in maps], dim=1))
-        return logits
+        return classify_together(self.classify, maps)
 
 
 class ResidualConvUnit(nn.Module):

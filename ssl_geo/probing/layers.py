@@ -13,6 +13,8 @@ from ssl_geo.errors import UserError, nearest
 
 Way = Literal["info", "module", "node"]
 
+COARSEST = 16  # pixels a place, of the layers to probe: what is coarser does not tell where (docs/learning.md)
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -54,8 +56,9 @@ def auto_layers(model: nn.Module, count: int = 4) -> list[str]:
         count: How many at most.
 
     Returns:
-        The last `count` stages of a pyramid; of a plain transformer `count` blocks, evenly spaced, the last
-        among them (2, 5, 8, 11 of twelve, as DPT takes them, arXiv 2103.13413).
+        The last `count` stages of a pyramid, without those coarser than `COARSEST` where there are enough others; of a
+        plain transformer `count` blocks, evenly spaced, the last among them (2, 5, 8, 11 of twelve, as DPT takes them,
+        arXiv 2103.13413).
 
     Raises:
         UserError: The model has no `feature_info`.
@@ -66,7 +69,8 @@ def auto_layers(model: nn.Module, count: int = 4) -> list[str]:
     count = min(count, len(layers))
     if len({layer.reduction for layer in layers}) == 1:
         return [layers[(k + 1) * len(layers) // count - 1].name for k in reversed(range(count))]
-    return [layer.name for layer in reversed(layers[-count:])]
+    fine = [layer for layer in layers if layer.reduction is not None and layer.reduction <= COARSEST]
+    return [layer.name for layer in reversed((fine if len(fine) >= count else layers)[-count:])]
 
 
 def feature_info(model: nn.Module) -> list[dict[str, Any]]:

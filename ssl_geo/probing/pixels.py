@@ -148,6 +148,11 @@ class LinearOnLayers(nn.Module):
         return torch.stack(shares).sum(dim=0) + self.bias[None, :, None, None]
 
 
+def training_ground(folds: Folds) -> npt.NDArray[np.int64]:
+    """All chips of folds, each once: validation trains too once it has chosen, or where there is nothing to choose."""
+    return np.unique(np.concatenate([chips for fold in folds for chips in fold]))
+
+
 def fit_linear_chosen(
     draw: Callable[[npt.NDArray[np.int64], int], tuple[Floats, Labels]],
     folds: Folds,
@@ -174,8 +179,8 @@ def fit_linear_chosen(
     drawn = [(*draw(train, rows // len(folds)), *draw(validation, rows // 2)) for train, validation in folds]
     tried = choose_penalty(drawn, num_classes, class_weights=class_weights)
     penalty = strongest_of_best(tried)
-    whole = np.unique(np.concatenate([chips for fold in folds for chips in fold]))
-    return fit_linear(*draw(whole, rows), num_classes, penalty, class_weights=class_weights), tried[penalty]
+    features, labels = draw(training_ground(folds), rows)
+    return fit_linear(features, labels, num_classes, penalty, class_weights=class_weights), tried[penalty]
 
 
 def fit_linear_on_layers(

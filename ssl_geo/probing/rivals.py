@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from ssl_geo.probing.baselines import RandomConvolutions, fit_pixels, majority_class, pixel_features
-from ssl_geo.probing.pixels import Folds, fit_linear_chosen, sample_rows
+from ssl_geo.probing.pixels import Folds, fit_linear_chosen, sample_rows, training_ground
 from ssl_geo.probing.report import ModelResult
 from ssl_geo.probing.scoring import Tally, TestChips
 
@@ -62,8 +62,7 @@ def score_rivals(
         chip = read(number)
         return convolutions(torch.from_numpy(chip.standardized)[None])[0].numpy(), chip.labels
 
-    # As the linear probe does: validation trains too once it has chosen, or where there is nothing to choose.
-    whole = np.unique(np.concatenate([chips for fold in folds for chips in fold]))
+    whole = training_ground(folds)
     features, labels = sample_rows(spectra, whole, rows, seed=0)
     pixels = fit_pixels(features.T, labels, test.num_classes, limit=None)
     draw = partial(sample_rows, textures, seed=0)
