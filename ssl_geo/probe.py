@@ -163,15 +163,17 @@ def main(config: ProbeConfig) -> int:
     page = probe_page(report, shown_chips(task, name, item, stores[""], config, device))
     html = write_page(out / "report.html", page)
     print(report["headline"])
-    if config.enlarge == 1 and not surely_above_pixels(report):
+    if not surely_above("random_initialization", report):
+        print("no certain gain over random initialization: what was learned does not show here; pretrain on more chips")
+    if config.enlarge == 1 and not surely_above("pixels", report):
         print("no certain gain over pixels: try --enlarge 2, a finer grid for fine structures at four times the time")
     print(f"report: {html}, {markdown}; map: {maps[0]}; head for ssl_geo.predict: {out / 'best_head'}")
     return 0
 
 
-def surely_above_pixels(report: Mapping[str, Any]) -> bool:
-    """Whether the interval of the chosen group's gain over pixels lies above 0."""
-    gain = next(group["gains"]["pixels"] for group in report["groups"] if group["name"] == report["best"])
+def surely_above(reference: str, report: Mapping[str, Any]) -> bool:
+    """Whether the interval of the chosen group's gain over a reference lies above 0."""
+    gain = next(group["gains"][reference] for group in report["groups"] if group["name"] == report["best"])
     return gain is not None and gain["low"] is not None and gain["low"] > 0
 
 

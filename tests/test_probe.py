@@ -15,7 +15,7 @@ from ssl_geo.config import probe_config
 from ssl_geo.errors import UserError
 from ssl_geo.imagery.geotiff import write_geotiff
 from ssl_geo.imagery.sensors import DEFAULT_BANDS
-from ssl_geo.probe import PACE_CHIPS, main
+from ssl_geo.probe import PACE_CHIPS, main, surely_above
 from ssl_geo.probing.features import FeatureExtractor
 from ssl_geo.probing.normalizing import normalize
 from ssl_geo.probing.saved import load_head
@@ -155,7 +155,7 @@ def test_the_backbone_sees_every_chip_once(world, tmp_path, monkeypatch):
     assert not seen
 
 
-def test_the_twin_is_normalized_on_training_chips_and_the_checkpoint_is_not(world, tmp_path, monkeypatch):
+def test_the_twin_is_normalized_on_training_chips_and_the_checkpoint_is_not(world, tmp_path, monkeypatch, capsys):
     checkpoint(tmp_path / "run", "resnet18", {}, DEFAULT_BANDS)
     normalized = []
 
@@ -167,6 +167,9 @@ def test_the_twin_is_normalized_on_training_chips_and_the_checkpoint_is_not(worl
     monkeypatch.setattr(ssl_geo.probe, "normalize", record)
     given = arguments(world, tmp_path, "--ckpt", str(tmp_path / "run"))
     assert main(given) == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    told = "no certain gain over random initialization" in capsys.readouterr().out
+    assert told is not surely_above("random_initialization", report)
     ((twin, chips),) = normalized
     assert 0 < chips < 36
     own = load_head(tmp_path / "out" / "best_head").extractor.model
@@ -175,6 +178,12 @@ def test_the_twin_is_normalized_on_training_chips_and_the_checkpoint_is_not(worl
     # Its features are there now: no chip is read again for them.
     assert main(arguments(world, tmp_path, "--ckpt", str(tmp_path / "run"), "--out", str(tmp_path / "again"))) == 0
     assert len(normalized) == 1
+
+
+def test_a_gain_is_certain_where_its_interval_lies_above_0():
+    gains = {"above": {"low": 0.01}, "around": {"low": -0.01}, "without interval": {"low": None}, "no reference": None}
+    report = {"best": "b", "groups": [{"name": "a", "gains": {}}, {"name": "b", "gains": gains}]}
+    assert [name for name in gains if surely_above(name, report)] == ["above"]
 
 
 TWELVE = ("B01", *DEFAULT_BANDS[:8], "B09", *DEFAULT_BANDS[8:])
