@@ -40,9 +40,9 @@ def classify_together(classify: nn.Conv2d, maps: Sequence[Tensor]) -> Tensor:
     less memory.
     """
     weights = torch.split(classify.weight, [m.shape[1] for m in maps], dim=1)
-    shares = [resize(F.conv2d(m, weight), _finest(maps)) for m, weight in zip(maps, weights, strict=True)]
-    total = torch.stack(shares).sum(dim=0)
-    return total if classify.bias is None else total + classify.bias[:, None, None]
+    biases = [classify.bias, *[None] * (len(maps) - 1)]  # once
+    parts = zip(maps, weights, biases, strict=True)
+    return torch.stack([resize(F.conv2d(m, weight, bias), _finest(maps)) for m, weight, bias in parts]).sum(dim=0)
 
 
 class ChannelLayerNorm(nn.LayerNorm):
