@@ -185,3 +185,16 @@ def test_counts_of_all_seeds_are_added_and_every_model_counts_as_often(study, tm
     assert [Path(source).name for source in asked if source != "random"] == [
         f"step-{step:08d}.pt" for step in (10, 20, 100) for _ in runs
     ]
+
+
+def test_each_seed_asked_for_is_a_run_of_its_own(study, tmp_path, monkeypatch):
+    main, begun = study("__main__"), []
+    monkeypatch.setattr(main, "ensure_sample", lambda: None)
+    monkeypatch.setattr(main, "pretrain", lambda run, data, steps, seed: begun.append((run.name, seed)))
+    monkeypatch.setattr(main, "ended", lambda process, deadline: main.TOLD_TO_STOP if len(begun) == 2 else 0)
+    monkeypatch.setattr(signal, "signal", lambda *given: None)
+    call = ["study", "--only", "sample", "--seeds", "0", "3", "--block", "60", "--out", str(tmp_path / "study")]
+    monkeypatch.setattr(sys, "argv", call)
+    with pytest.raises(SystemExit):
+        main.main()
+    assert begun == [("sample", 0), ("sample-seed3", 3)]

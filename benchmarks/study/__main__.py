@@ -1,6 +1,6 @@
 """Does pretraining pay? Two runs without labels, then linear heads on labels that they never saw, by place.
 
-    python -m benchmarks.study [--data ../shared/data] [--out runs/study] [--only real|sample] [--seeds N]
+    python -m benchmarks.study [--data ../shared/data] [--out runs/study] [--only real|sample] [--seeds S ...]
 
 Packs the imagery of --data once, and pretrains on it and on the embedded sample; a run that is there is gone on with
 or taken as it is. With --block SECONDS a run is told to save and stop after so long (exit code 75); the same command
@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/study"))
     parser.add_argument("--steps-real", type=int, default=1400)
     parser.add_argument("--steps-sample", type=int, default=300)
-    parser.add_argument("--seeds", type=int, default=1, help="runs of each half, which differ in nothing but the seed")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of each half one run a seed; default: 0")
     parser.add_argument("--block", type=float, help="seconds after which pretraining saves and stops; default: never")
     parser.add_argument("--only", choices=["real", "sample"], help="one of the two halves")
     given = parser.parse_args()
@@ -57,7 +57,7 @@ def main() -> None:
     runs: dict[str, list[Path]] = {name: [] for name in halves}
     for name, steps in halves.items():
         data = [] if name == "sample" else ["--data", str(packed(given.data, given.out / "packed"))]
-        for seed in range(given.seeds):
+        for seed in given.seeds:
             run = given.out / (f"{name}-seed{seed}" if seed else name)
             code = ended(pretrain(run, data, steps, seed), given.block and began + given.block)
             if code == TOLD_TO_STOP:
