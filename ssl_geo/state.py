@@ -17,7 +17,7 @@ from ssl_geo.methods.dino import DINO
 from ssl_geo.training import distributed, schedules
 from ssl_geo.training.distributed import Ranks
 from ssl_geo.training.optimizers import adamw, set_step_values
-from ssl_geo.training.precision import choose_dtype
+from ssl_geo.training.precision import choose_dtype, widen_narrow_inputs
 from ssl_geo.training.step import Skips, compile_networks
 from ssl_geo.views.multicrop import MultiCrop
 
@@ -78,6 +78,8 @@ class State:
             one_pass_per_view=dino.one_pass_per_view,
         )
         self.method.to(ranks.device).to(memory_format=torch.channels_last)
+        if ranks.device.type == "cpu" and self.dtype == torch.bfloat16:
+            widen_narrow_inputs(self.method.student)
         if optim.compile:
             compile_networks([self.method.student.backbone, self.method.teacher.backbone], ranks.device)
         self.method.distribute(partial(distributed.wrap, ranks=ranks))

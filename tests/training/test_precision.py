@@ -1,8 +1,13 @@
 import pytest
+import timm
 import torch
+import torch.nn.functional as F
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from torch import nn
 
 from ssl_geo.errors import UserError
-from ssl_geo.training.precision import choose_dtype
+from ssl_geo.training.precision import choose_dtype, widen_narrow_inputs
 
 CPU = torch.device("cpu")
 
@@ -21,3 +26,53 @@ def test_what_is_asked_for_is_taken():
 def test_fp16_on_a_cpu_is_refused():
     with pytest.raises(UserError, match="fp16 needs a GPU"):
         choose_dtype("fp16", CPU)
+
+
+@pytest.mark.parametrize("size", [16, 32])
+def test_gradients_in_bf16_of_views_that_end_in_one_pixel(size):
+    # Weights of a stride of 2 over an input of one pixel had gradients of whatever lay in memory (AVX-512 BF16).
+    torch.manual_seed(0)
+    convolution = nn.Conv2d(64, 64, 3, stride=2, padding=1, bias=False)
+    widen_narrow_inputs(convolution)
+    image = torch.randn(16, 64, size // 16, size // 16).to(memory_format=torch.channels_last)
+    upstream = torch.randn_like(convolution(image))
+    (exact,) = torch.autograd.grad(convolution(image), convolution.weight, upstream)
+    for _ in range(5):
+        dirt = [torch.full((1 << 20,), torch.nan) for _ in range(4)]
+        with torch.autocast("cpu", torch.bfloat16):
+            output = convolution(image)
+        del dirt
+        (found,) = torch.autograd.grad(output, convolution.weight, upstream.to(output.dtype))
+        assert (found - exact).norm() < 0.02 * exact.norm()
+
+
+@given(
+    height=st.integers(1, 5),
+    width=st.integers(1, 5),
+    kernel=st.integers(1, 7),
+    stride=st.integers(1, 4),
+    padding=st.integers(0, 3),
+    dilation=st.integers(1, 2),
+)
+def test_a_widened_input_changes_neither_output_nor_gradients(height, width, kernel, stride, padding, dilation):
+    reach = dilation * (kernel - 1) + 1
+    assume(reach <= min(height, width) + 2 * padding)
+    convolution = nn.Conv2d(2, 3, kernel, stride, padding, dilation).double()
+    image = torch.randn(2, 2, height, width, dtype=torch.float64, requires_grad=True)
+    wanted = F.conv2d(image, convolution.weight, convolution.bias, stride, padding, dilation)
+    widen_narrow_inputs(convolution)
+    output = convolution(image)
+    upstream = torch.randn_like(wanted)
+    leaves = (image, convolution.weight, convolution.bias)
+    torch.testing.assert_close(output, wanted)
+    torch.testing.assert_close(
+        torch.autograd.grad(output, leaves, upstream), torch.autograd.grad(wanted, leaves, upstream)
+    )
+
+
+def test_a_network_with_widened_inputs_has_the_names_of_before():
+    model = timm.create_model("resnet10t", num_classes=0)
+    names = list(model.state_dict())
+    widen_narrow_inputs(model)
+    assert list(model.state_dict()) == names
+    assert model(torch.zeros(2, 3, 16, 16)).shape == (2, 512)
