@@ -108,11 +108,17 @@ def test_the_samples_scenes_are_held_out_whole(study, made):
 
 
 def test_no_test_chip_has_a_say_in_a_default(study, made):
-    (whole,) = study("sets").sample(made).folds
-    (fold,) = study("sets").sample(made, trains=["train"], tests="val").folds
-    assert all(len(half) for half in fold.halves)
-    assert len(fold.test) > 0
-    assert sorted(np.concatenate([*fold.halves, fold.test])) == sorted(np.concatenate(whole.halves))
+    sets = study("sets")
+    labelled = sets.sample_without_test(made)
+    ((one, other),) = [fold.halves for fold in sets.sample(made).folds]
+    own = sorted(np.concatenate([one, other]).tolist())
+    assert sorted(np.concatenate([fold.test for fold in labelled.folds]).tolist()) == own
+    for fold in labelled.folds:
+        parts = [set(labelled.chips.scene[part].tolist()) for part in (*fold.halves, fold.test)]
+        assert sorted(np.concatenate([*fold.halves, fold.test]).tolist()) == own
+        assert all(parts)
+        assert sum(map(len, parts)) == len(set.union(*parts))
+        assert fold.block.tolist() == labelled.chips.scene[fold.test].tolist()
 
 
 ENDING = """

@@ -1,11 +1,12 @@
-"""What each part of the recipe is worth: short runs on the sample that differ in one setting.
+"""What each part of the recipe is worth: short runs that differ in one setting.
 
-    python -m benchmarks.study.ablation [--out runs/ablation] [--steps 100] [NAME ...]
+    python -m benchmarks.study.ablation [--data FOLDER] [--out runs/ablation] [--steps 100] [NAME ...]
 
-Every run sees as many chips as so many steps of the default batch hold. Scored is a linear probe that is fitted and
-chosen on training scenes of the sample and tested on its validation scenes, so that no test label has a say in a
-default. Prints one table: mIoU and its difference from the first run, of features as they are and at twice the size,
-and what a run is worth over the weights that it started from, normalized.
+Pretrains on the embedded sample, or on the chips that --data names (the study leaves its packed ones in
+runs/study/packed). Every run sees as many chips as so many steps of the default batch hold. Scored is a linear probe on
+the sample's training and validation scenes, each tested by a head of other scenes, so that no test label has a say in a
+default; intervals are bootstrapped over scenes. Prints one table: mIoU and its difference from the first run, of
+features as they are and at twice the size, and what a run is worth over the weights that it started from, normalized.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from tqdm import tqdm
 from benchmarks.paired import machine
 from benchmarks.study.pretrained import pretraining_chips
 from benchmarks.study.scores import Blocks, score_backbone
-from benchmarks.study.sets import sample
+from benchmarks.study.sets import sample_without_test
 from benchmarks.study.tables import backbone_of, described, standardizing, told
 from ssl_geo.backbones import untrained
 from ssl_geo.config import OptimConfig
@@ -59,6 +60,8 @@ VARIANTS: dict[str, list[str]] = {
     "learning rate a quarter": ["--optim.lr=0.001"],
     "chips of 64 pixels": ["--data.chip_size=64"],
     "resnet18": ["--backbone.name=resnet18"],
+    "resnet18d": ["--backbone.name=resnet18d"],
+    "resnet14t": ["--backbone.name=resnet14t"],
     "convnext_atto": ["--backbone.name=convnext_atto"],
     "ViT-tiny, patches of 8 pixels": ["--backbone.name=vit_tiny_patch16_224", "--backbone.arguments={patch_size: 8}"],
     "ViT-tiny, patches of 4 pixels": ["--backbone.name=vit_tiny_patch16_224", "--backbone.arguments={patch_size: 4}"],
@@ -74,18 +77,20 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"default: all, {'; '.join(VARIANTS)}")
     parser.add_argument("--out", type=Path, default=Path("runs/ablation"))
     parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--data", type=Path, help="what to pretrain on; default: the sample")
     given = parser.parse_args()
     if unknown := sorted(set(given.names) - set(VARIANTS)):
         parser.error(f"there is no variant {unknown[0]!r}; there are {'; '.join(VARIANTS)}")
     given.out.mkdir(parents=True, exist_ok=True)
     ensure_sample()
-    labelled = sample(SAMPLE, trains=["train"], tests="val")
+    labelled = sample_without_test(SAMPLE)
+    source = ["--data", str(given.data)] if given.data else []
     rows: list[dict[str, Any]] = []
     reference: dict[str, Blocks] = {}
     twins: dict[str, Blocks] = {}
     for name in tqdm(given.names or VARIANTS, desc="ablation", unit="run"):
         run = given.out / "".join(c if c.isalnum() else "-" for c in name)
-        seconds = pretrained(run, given.steps, VARIANTS[name])
+        seconds = pretrained(run, given.steps, [*source, *VARIANTS[name]])
         mean, std = standardizing(run, labelled)
         backbone = backbone_of(run, labelled)
         scored = score_backbone(backbone, labelled, mean, std, SCORED)

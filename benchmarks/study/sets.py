@@ -19,6 +19,7 @@ SIX = ("B02", "B03", "B04", "B08", "B11", "B12")  # of the cloud scene
 BLOCK = 56  # pixels, of landcover's protocol
 WINDOW = 224  # pixels that the backbone sees at once
 DATES = 4  # of each site of the seasonal chips
+FOLDS = 4  # of the sample's scenes, where defaults are compared
 
 Numbers = npt.NDArray[np.int64]
 
@@ -78,15 +79,32 @@ def cloud(shared: Path) -> LabelledSet:
     return _checkerboard("cloud, six bands", LabelledChips(scenes, bands=SIX, **_blocks(64)))
 
 
-def sample(folder: Path, trains: Sequence[str] = ("train", "val"), tests: str = "test") -> LabelledSet:
-    """The embedded sample: whole scenes train and test, named by the splits that they belong to."""
+def sample(folder: Path) -> LabelledSet:
+    """The embedded sample: its test scenes are tested, all others train."""
+    chips, split = _sample(folder)
+    own, test = np.flatnonzero(split != "test"), np.flatnonzero(split == "test")
+    return LabelledSet("sample, held-out scenes", chips, [Fold(_halves(own, chips.scene), test, test)])
+
+
+def sample_without_test(folder: Path) -> LabelledSet:
+    """The sample's scenes but the test scenes: every fourth is tested by a head of the others; a scene is a block."""
+    chips, split = _sample(folder)
+    scenes = np.unique(chips.scene[split != "test"])
+    folds = []
+    for k in range(FOLDS):
+        held_out = np.isin(chips.scene, scenes[k::FOLDS])
+        own, test = np.flatnonzero(~held_out & (split != "test")), np.flatnonzero(held_out)
+        folds.append(Fold(_halves(own, chips.scene), test, chips.scene[test]))
+    return LabelledSet("sample, by scenes", chips, folds)
+
+
+def _sample(folder: Path) -> tuple[LabelledChips, npt.NDArray[np.str_]]:
+    """Its chips, and the split that each belongs to."""
     told = {scene["name"]: scene["split"] for scene in json.loads((folder / "sample.json").read_text())["scenes"]}
     chips = LabelledChips(
         pair_labels([folder / "images"], folder / "labels"), bands=DEFAULT_BANDS, chip_size=120, context=36
     )
-    split = np.array(chips.given(told))
-    own, test = np.flatnonzero(np.isin(split, trains)), np.flatnonzero(split == tests)
-    return LabelledSet("sample, held-out scenes", chips, [Fold(_halves(own, chips.scene), test, test)])
+    return chips, np.array(chips.given(told))
 
 
 def _blocks(side: int) -> dict[str, int]:

@@ -82,6 +82,8 @@ def pretraining_page(run: RunMaterial) -> Page:
     ):
         if (value := last.get(key)) is not None:
             facts.append((f"{value:{form}}", what))
+    if skipped := last.get("skipped"):
+        facts.append((f"{skipped:,.0f}", "steps that were not finite and changed nothing"))
     shown = [
         figures.composite(image, run.bands, valid=valid) for image, valid in zip(run.images, run.valid, strict=True)
     ]
