@@ -152,7 +152,10 @@ def test_the_views_of_a_step_that_was_not_finite_are_kept(tmp_path, arguments, m
     assert f"step 3: 1 not finite, skipped (1 so far), see {run / 'skipped'}" in said
     (kept,) = (run / "skipped").iterdir()
     assert kept.name == "step-00000002-rank-0.safetensors"
-    assert "<strong>1</strong><span>steps that were not finite and changed nothing</span>" in (run / "report.html").read_text()
+    assert (
+        "<strong>1</strong><span>steps that were not finite and changed nothing</span>"
+        in (run / "report.html").read_text()
+    )
     with safe_open(kept, "pt") as file:
         assert all(torch.equal(file.get_tensor(f"view-{i}"), view) for i, view in enumerate(seen[2]))
         chips = json.loads(file.metadata()["chips"])

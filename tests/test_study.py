@@ -157,7 +157,7 @@ def test_a_study_that_is_told_to_end_leaves_no_process_behind(tmp_path, doing):
         os.kill(child, 0)
 
 
-def test_counts_of_all_seeds_are_added_and_every_model_counts_as_often(study, tmp_path, monkeypatch):
+def test_counts_of_all_seeds_are_added_and_each_seed_is_told(study, tmp_path, monkeypatch):
     tables = study("tables")
     runs = [tmp_path / "run", tmp_path / "run-seed1"]
     for run in runs:
@@ -176,8 +176,7 @@ def test_counts_of_all_seeds_are_added_and_every_model_counts_as_often(study, tm
     monkeypatch.setattr(tables, "standardizing", lambda run, labelled: (0, 1))
     monkeypatch.setattr(tables, "backbone_of", lambda source, labelled: source)
     monkeypatch.setattr(tables, "untrained", lambda backbone, seed: "random")
-    monkeypatch.setattr(tables, "pretraining_chips", lambda run, bands: [])
-    monkeypatch.setattr(tables, "normalize", lambda backbone, read, chips: "random")
+    monkeypatch.setattr(tables, "normalized_by", lambda run, network, bands: "random")
     monkeypatch.setattr(tables, "score_backbone", score)
     monkeypatch.setattr(tables, "score_plain", lambda *_: {name: np.stack([wrong] * 3) for name in tables.PLAIN})
     name, rows = tables.table(
@@ -187,6 +186,7 @@ def test_counts_of_all_seeds_are_added_and_every_model_counts_as_often(study, tm
     iou = np.diag(right + wrong) / (2 * 20 - np.diag(right + wrong))  # every class has 10 pixels on each side
     assert name == "set"
     assert whole["miou"]["value"] == pytest.approx(iou.mean())
+    assert whole["each_seed"] == pytest.approx([9 / 11, 5 / 15])
     assert whole["over_pixels"]["value"] == pytest.approx(iou.mean() - 5 / 15)
     assert [Path(source).name for source in asked if source != "random"] == [
         f"step-{step:08d}.pt" for step in (10, 20, 100) for _ in runs

@@ -19,11 +19,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
 from benchmarks.paired import machine
-from benchmarks.study.pretrained import pretraining_chips
+from benchmarks.study.pretrained import normalized_by
 from benchmarks.study.scores import Blocks, score_backbone
 from benchmarks.study.sets import sample_without_test
 from benchmarks.study.tables import backbone_of, described, standardizing, told
@@ -31,7 +30,6 @@ from ssl_geo.backbones import untrained
 from ssl_geo.config import OptimConfig
 from ssl_geo.imagery.sample import SAMPLE, ensure_sample
 from ssl_geo.probing.intervals import bootstrap, paired_difference
-from ssl_geo.probing.normalizing import normalize
 
 VARIANTS: dict[str, list[str]] = {
     "default": [],
@@ -98,8 +96,7 @@ def main() -> None:
         seed = described(run)["seed"]
         network = json.dumps([backbone.timm, seed], sort_keys=True)
         if network not in twins:
-            images = pretraining_chips(run, labelled.chips.bands)
-            twin = normalize(untrained(backbone, seed), images.__getitem__, np.arange(len(images)))
+            twin = normalized_by(run, untrained(backbone, seed), labelled.chips.bands)
             twins |= {network: score_backbone(twin, labelled, mean, std, OWN)[OWN[0]]}
         row: dict[str, Any] = {"variant": name, "settings": VARIANTS[name], "seconds": seconds}
         row["over_normalized"] = vars(paired_difference(scored[OWN[0]], twins[network]))

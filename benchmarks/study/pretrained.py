@@ -8,11 +8,18 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import yaml
+from torch import nn
 
 from ssl_geo.imagery.chips import ChipIndex
 from ssl_geo.imagery.packed import open_chips
-from ssl_geo.probing.normalizing import CHIPS
+from ssl_geo.probing.normalizing import CHIPS, normalize
 from ssl_geo.views.photometry import standardize_chip
+
+
+def normalized_by(run: Path, network: nn.Module, bands: Sequence[str]) -> nn.Module:
+    """The network with batch normalization that has seen some of the run's imagery."""
+    images = pretraining_chips(run, bands)
+    return normalize(network, images.__getitem__, np.arange(len(images)))
 
 
 def pretraining_chips(run: Path, bands: Sequence[str]) -> npt.NDArray[np.float32]:

@@ -13,15 +13,15 @@ import yaml
 from torch import nn
 from tqdm import tqdm
 
-from benchmarks.study.pretrained import pretraining_chips
+from benchmarks.study.pretrained import normalized_by
 from benchmarks.study.scores import WAYS, Blocks, score_backbone, score_plain
 from benchmarks.study.sets import SIX, LabelledSet
 from ssl_geo.backbones import create_backbone, load_backbone, untrained
 from ssl_geo.imagery.sensors import DEFAULT_BANDS
 from ssl_geo.probing.intervals import bootstrap, paired_difference
-from ssl_geo.probing.normalizing import normalize
+from ssl_geo.probing.metrics import miou
 
-HEADER = ["model", "mIoU", "accuracy", "over random initialization", "over normalized", "over pixels"]
+HEADER = ["model", "mIoU", "of each seed", "accuracy", "over random initialization", "over normalized", "over pixels"]
 RANDOM, NORMALIZED = "random initialization", "random initialization, normalized"  # batch norm has seen the imagery
 PLAIN = ("majority class", "pixels", "random convolutions")
 CURVE = (0.07, 0.25, 1.0)  # shares of a run at which it is tested
@@ -31,7 +31,7 @@ def table(runs: Sequence[Path], make: Callable[[Path], LabelledSet], folder: Pat
     """A set's name and rows: what needs no training, random initialization, and the runs after some and all steps.
 
     Args:
-        runs: They differ in their seeds alone, and their counts are added.
+        runs: They differ in their seeds alone; their counts are added, and each one's mIoU is told beside.
         make: Reads the set.
         folder: Where it lies.
     """
@@ -42,34 +42,34 @@ def table(runs: Sequence[Path], make: Callable[[Path], LabelledSet], folder: Pat
     chosen = sorted({int(np.argmin([abs(step - share * steps[-1]) for step in steps])) for share in CURVE})
     mean, std = standardizing(runs[0], labelled)
     plain = score_plain(labelled, mean, std)
-    # Counts are those of all runs; each model counts as often as any other, so that blocks have one size.
-    counts: dict[str, Blocks] = {name: len(runs) * plain[name] for name in PLAIN}
+    # (runs, blocks, C, C) each: a model counts as often as any other, so that blocks have one size.
+    counts: dict[str, Blocks] = {name: np.stack([plain[name]] * len(runs)) for name in PLAIN}
     started: dict[str, list[dict[str, Blocks]]] = {RANDOM: [], NORMALIZED: []}
     for run in tqdm(runs, desc=f"{labelled.name}: random initialization", unit="run"):
-        images = pretraining_chips(run, labelled.chips.bands)
         network = untrained(backbone_of(run, labelled), described(run)["seed"])
         started[RANDOM].append(score_backbone(network, labelled, mean, std))
-        normalized = normalize(network, images.__getitem__, np.arange(len(images)))
+        normalized = normalized_by(run, network, labelled.chips.bands)
         started[NORMALIZED].append(score_backbone(normalized, labelled, mean, std))
     for name, kind in itertools.product(started, WAYS):
-        counts[f"{name}, {kind}"] = np.sum([found[kind] for found in started[name]], axis=0)
+        counts[f"{name}, {kind}"] = np.stack([found[kind] for found in started[name]])
     for number in tqdm(chosen, desc=f"{labelled.name}: checkpoints", unit="checkpoint"):
         # The learning curve is told of plain features.
         ways = list(WAYS) if number == chosen[-1] else ["features"]
         each = [score_backbone(backbone_of(c[number], labelled), labelled, mean, std, ways) for c in checkpoints]
         for kind in ways:
-            blocks = np.sum([found[kind] for found in each], axis=0)
-            counts[f"DINO, {steps[number] * batch:,} chips, {kind}"] = blocks
+            counts[f"DINO, {steps[number] * batch:,} chips, {kind}"] = np.stack([found[kind] for found in each])
+    whole = {name: blocks.sum(axis=0) for name, blocks in counts.items()}
     return labelled.name, [
         {
             "model": name,
             "miou": vars(bootstrap(blocks)),
+            "each_seed": miou(counts[name].sum(axis=1)).tolist(),
             "accuracy": float(np.trace(blocks.sum(0)) / blocks.sum()),
-            "over_random": gain(blocks, name, counts, RANDOM),
-            "over_normalized": gain(blocks, name, counts, NORMALIZED),
-            "over_pixels": vars(paired_difference(blocks, counts["pixels"])),
+            "over_random": gain(blocks, name, whole, RANDOM),
+            "over_normalized": gain(blocks, name, whole, NORMALIZED),
+            "over_pixels": vars(paired_difference(blocks, whole["pixels"])),
         }
-        for name, blocks in counts.items()
+        for name, blocks in whole.items()
     ]
 
 
@@ -113,7 +113,8 @@ def markdown(name: str, rows: list[dict[str, Any]]) -> str:
     lines = [f"### {name}", "", f"| {' | '.join(HEADER)} |", "|---" * len(HEADER) + "|"]
     for row in rows:
         lines.append(
-            f"| {row['model']} | {told(row['miou'])} | {row['accuracy']:.3f} | {told(row['over_random'], '+')} "
+            f"| {row['model']} | {told(row['miou'])} | {', '.join(f'{each:.3f}' for each in row['each_seed'])} "
+            f"| {row['accuracy']:.3f} | {told(row['over_random'], '+')} "
             f"| {told(row['over_normalized'], '+')} "
             f"| {told(row['over_pixels'], '+') if row['model'] != 'pixels' else '—'} |"
         )
