@@ -199,7 +199,7 @@ def test_each_seed_asked_for_is_a_run_of_its_own(study, tmp_path, monkeypatch):
     monkeypatch.setattr(main, "pretrain", lambda run, data, steps, seed: begun.append((run.name, seed)))
     monkeypatch.setattr(main, "ended", lambda process, deadline: main.TOLD_TO_STOP if len(begun) == 2 else 0)
     monkeypatch.setattr(signal, "signal", lambda *given: None)
-    call = ["study", "--only", "sample", "--seeds", "0", "3", "--block", "60", "--out", str(tmp_path / "study")]
+    call = ["study", "--only", "sample", "--seeds", "0", "3", "0", "--block", "60", "--out", str(tmp_path / "study")]
     monkeypatch.setattr(sys, "argv", call)
     with pytest.raises(SystemExit):
         main.main()

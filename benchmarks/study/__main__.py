@@ -57,7 +57,7 @@ def main() -> None:
     runs: dict[str, list[Path]] = {name: [] for name in halves}
     for name, steps in halves.items():
         data = [] if name == "sample" else ["--data", str(packed(given.data, given.out / "packed"))]
-        for seed in given.seeds:
+        for seed in dict.fromkeys(given.seeds):
             run = given.out / (f"{name}-seed{seed}" if seed else name)
             code = ended(pretrain(run, data, steps, seed), given.block and began + given.block)
             if code == TOLD_TO_STOP:
