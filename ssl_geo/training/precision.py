@@ -40,7 +40,8 @@ def widen_narrow_inputs(network: nn.Module) -> None:
     such shapes is pytorch/pytorch issue 169688. A column of zeros more is what padding puts there in any case.
     """
     for module in network.modules():
-        if isinstance(module, nn.Conv2d) and isinstance(module.padding, tuple):
+        # Others may pad by themselves, by what their input's width is.
+        if type(module) is nn.Conv2d and isinstance(module.padding, tuple) and module.padding_mode == "zeros":
             reach = module.dilation[1] * (module.kernel_size[1] - 1) + 1
             if reach > 2 * module.padding[1]:  # else wider by a stride would be one output more
                 module.register_forward_pre_hook(_widen_to_stride)

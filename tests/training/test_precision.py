@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from timm.layers import create_conv2d
 from torch import nn
 
 from ssl_geo.errors import UserError
@@ -68,6 +69,22 @@ def test_a_widened_input_changes_neither_output_nor_gradients(height, width, ker
     torch.testing.assert_close(
         torch.autograd.grad(output, leaves, upstream), torch.autograd.grad(wanted, leaves, upstream)
     )
+
+
+@pytest.mark.parametrize(
+    "convolution",
+    [
+        lambda: nn.Conv2d(2, 3, 3, 2, 1, padding_mode="circular"),
+        lambda: nn.Conv2d(2, 3, 3, 2, 1, padding_mode="replicate"),
+        lambda: nn.Conv2d(2, 3, 3, 1, "same"),
+        lambda: create_conv2d(2, 3, 3, stride=2, padding="same"),
+    ],
+)
+def test_convolutions_that_pad_by_their_input_are_left_alone(convolution):
+    module, image = convolution(), torch.randn(2, 2, 3, 1)
+    wanted = module(image)
+    widen_narrow_inputs(module)
+    assert torch.equal(module(image), wanted)
 
 
 def test_a_network_with_widened_inputs_has_the_names_of_before():
