@@ -38,6 +38,9 @@ def widen_narrow_inputs(network: nn.Module) -> None:
     leaves those columns of the weights' gradient that meet nothing but padding as they were in memory: any number, or
     none. Seen with torch 2.14 and 2.15 on a processor with AVX-512 BF16 and no AMX; a fault of the forward pass in
     such shapes is pytorch/pytorch issue 169688. A column of zeros more is what padding puts there in any case.
+
+    Args:
+        network: Not compiled yet.
     """
     for module in network.modules():
         # Others may pad by themselves, by what their input's width is.
