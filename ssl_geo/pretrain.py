@@ -11,7 +11,8 @@ if __name__ == "__main__":  # settings first: --help answers before torch is imp
 import dataclasses
 import datetime
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,7 @@ class Run:
     state: State
     chips: Chips
     order: StepBatches
-    batches: Iterable[list[Tensor]]
+    batches: Generator[list[Tensor], None, None]
     again: Callable[[Keys], list[Tensor]]
     numbers: Callable[[tuple[int, int]], list[int]]
     monitor: Monitor | None
@@ -169,8 +170,8 @@ def prepare(config: PretrainConfig) -> Run:
     if ranks.main and state.step < state.steps:
         few, packed = next(iter(order))[:MEASURED], isinstance(chips, PackedChips)
         say(data_pace(dataset.read, lambda key: dataset[[key]], few, workers=workers, packed=packed))
-    batches, again = map(views_of, batches), lambda keys: views_of(dataset[keys])
-    return Run(ranks, folder, state, chips, order, batches, again, dataset.numbers, monitor, say)
+    views, again = (views_of(batch) for batch in batches), lambda keys: views_of(dataset[keys])
+    return Run(ranks, folder, state, chips, order, views, again, dataset.numbers, monitor, say)
 
 
 def train(config: PretrainConfig, run: Run, interruption: runs.Interruption) -> None:
@@ -183,9 +184,12 @@ def train(config: PretrainConfig, run: Run, interruption: runs.Interruption) -> 
             runs.save_checkpoint(run.folder, state.step, state.checkpoint(), log.keep)
             export_backbone(run.folder, method.backbone, state.description())
 
-    with Progress(
-        run.folder, start=state.step, steps=state.steps, batch_size=optim.batch_size, main=ranks.main
-    ) as progress:
+    with (
+        Progress(
+            run.folder, start=state.step, steps=state.steps, batch_size=optim.batch_size, main=ranks.main
+        ) as progress,
+        closing(run.batches),  # or the exit would wait for ever for loader processes that an error left behind
+    ):
         batches: Iterable[list[Tensor]] = on_device(progress.timed(run.batches), ranks.device)
         if ranks.world == 1:  # several leave together, after a step
             batches = interruption.until_told(batches)

@@ -94,6 +94,23 @@ def test_loaders_that_die_again_and_again_end_the_run_in_one_line(tmp_path, argu
         pretrain(tmp_path / "run", arguments, "--steps", "2", "--data.workers", "1")
 
 
+@pytest.mark.parametrize("kind", [UserError, RuntimeError])
+def test_an_error_in_the_loop_leaves_no_loader_behind_that_the_exit_would_wait_for(
+    tmp_path, arguments, monkeypatch, kind
+):
+    def full(*given):
+        raise kind("no space left")
+
+    monkeypatch.setattr(runs, "save_checkpoint", full)
+    others = multiprocessing.active_children()
+    with pytest.raises(kind, match="no space left") as raised:
+        pretrain(tmp_path / "run", arguments, "--steps", "6", "--data.workers", "1", "--log.checkpoint_every", "2")
+    for loader in set(multiprocessing.active_children()) - set(others):
+        loader.join(10)
+        assert loader.exitcode is not None, "what is raised holds the loop's frame, as it does at the exit"
+    del raised
+
+
 @pytest.mark.parametrize("workers", ["0", "1"])
 def test_a_file_that_vanishes_stops_the_run_saved_and_mended_it_is_the_run_undisturbed(
     tmp_path, imagery, arguments, monkeypatch, workers
