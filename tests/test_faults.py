@@ -105,10 +105,10 @@ def test_an_error_in_the_loop_leaves_no_loader_behind_that_the_exit_would_wait_f
     others = multiprocessing.active_children()
     with pytest.raises(kind, match="no space left") as raised:
         pretrain(tmp_path / "run", arguments, "--steps", "6", "--data.workers", "1", "--log.checkpoint_every", "2")
+    assert raised.tb is not None  # holds the loop's frames, as it does at the exit
     for loader in set(multiprocessing.active_children()) - set(others):
         loader.join(10)
-        assert loader.exitcode is not None, "what is raised holds the loop's frame, as it does at the exit"
-    del raised
+        assert loader.exitcode is not None
 
 
 @pytest.mark.parametrize("workers", ["0", "1"])

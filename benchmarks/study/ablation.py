@@ -59,7 +59,6 @@ VARIANTS: dict[str, list[str]] = {
     "chips of 64 pixels": ["--data.chip_size=64"],
     "resnet18": ["--backbone.name=resnet18"],
     "resnet18d": ["--backbone.name=resnet18d"],
-    "resnet14t": ["--backbone.name=resnet14t"],
     "convnext_atto": ["--backbone.name=convnext_atto"],
     "ViT-tiny, patches of 8 pixels": ["--backbone.name=vit_tiny_patch16_224", "--backbone.arguments={patch_size: 8}"],
     "ViT-tiny, patches of 4 pixels": ["--backbone.name=vit_tiny_patch16_224", "--backbone.arguments={patch_size: 4}"],

@@ -18,11 +18,11 @@ from ssl_geo.views.photometry import standardize_chip
 
 def normalized_by(run: Path, network: nn.Module, bands: Sequence[str]) -> nn.Module:
     """The network with batch normalization that has seen some of the run's imagery."""
-    images = pretraining_chips(run, bands)
+    images = _pretraining_chips(run, bands)
     return normalize(network, images.__getitem__, np.arange(len(images)))
 
 
-def pretraining_chips(run: Path, bands: Sequence[str]) -> npt.NDArray[np.float32]:
+def _pretraining_chips(run: Path, bands: Sequence[str]) -> npt.NDArray[np.float32]:
     """Some chips (N, C, H, W) of a run, whole, standardized as there; the bands that are asked for."""
     index = ChipIndex.load(run / "index.parquet", mend="name another run")
     chips = open_chips(index, yaml.safe_load((run / "config.yaml").read_text())["data"]["paths"])
