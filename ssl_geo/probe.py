@@ -21,6 +21,7 @@ from torch import Tensor, nn
 import ssl_geo
 from ssl_geo.backbones import load_backbone, untrained
 from ssl_geo.figures import readable_layer
+from ssl_geo.imagery.labelled import LabelledChips
 from ssl_geo.imagery.maps import write_class_map
 from ssl_geo.imagery.sensors import DEFAULT_BANDS
 from ssl_geo.probing.enlarging import dense_features
@@ -65,7 +66,7 @@ def main(config: ProbeConfig) -> int:
     train, validation = task.split.chips("train"), task.split.chips("val")
     test = TestChips(task.split.chips("test"), task.split.block[task.split.chips("test")], task.num_classes)
     layers = (
-        auto_layers(backbone)
+        auto_layers(backbone, enlarge=config.enlarge)
         if config.layers == ["auto"]
         else [int(layer) if layer.lstrip("-").isdigit() else layer for layer in config.layers]
     )
@@ -165,10 +166,22 @@ def main(config: ProbeConfig) -> int:
     print(report["headline"])
     if not surely_above("random_initialization", report):
         print("no certain gain over random initialization: what was learned does not show here; pretrain on more chips")
-    if config.enlarge == 1 and not surely_above("pixels", report):
-        print("no certain gain over pixels: try --enlarge 2, a finer grid for fine structures at four times the time")
+    if not surely_above("pixels", report) and (left := untried(config, task.chips)):
+        print(f"no certain gain over pixels: try {'; or '.join(left)}")
     print(f"report: {html}, {markdown}; map: {maps[0]}; head for ssl_geo.predict: {out / 'best_head'}")
     return 0
+
+
+def untried(config: ProbeConfig, chips: LabelledChips) -> list[str]:
+    """Settings that were left at their defaults and may win over pixels, with what each is good for and costs."""
+    left: list[str] = []
+    wider = any(max(labelled.scene.height, labelled.scene.width) > chips.chip_size for labelled in chips.scenes)
+    if config.context == 0 and wider:
+        around = max(1, chips.chip_size // 2)
+        left.append(f"--context {around}, so that the backbone sees what surrounds a chip, at four times the time")
+    if config.enlarge == 1:
+        left.append("--enlarge 2, a finer grid for fine structures at four times the time")
+    return left
 
 
 def surely_above(reference: str, report: Mapping[str, Any]) -> bool:

@@ -14,8 +14,9 @@ from ssl_geo.backbones import create_backbone, describe_backbone, export_backbon
 from ssl_geo.config import probe_config
 from ssl_geo.errors import UserError
 from ssl_geo.imagery.geotiff import write_geotiff
+from ssl_geo.imagery.labelled import LabelledChips, pair_labels
 from ssl_geo.imagery.sensors import DEFAULT_BANDS
-from ssl_geo.probe import PACE_CHIPS, main, surely_above
+from ssl_geo.probe import PACE_CHIPS, main, surely_above, untried
 from ssl_geo.probing.features import FeatureExtractor
 from ssl_geo.probing.normalizing import normalize
 from ssl_geo.probing.saved import load_head
@@ -63,7 +64,8 @@ def test_a_probe_leaves_report_and_maps_on_the_grid_of_the_image(world, tmp_path
     said = capsys.readouterr().out
     assert "over pixels" in said
     assert "over random initialization" in said
-    assert "try --enlarge 2" in said  # single pixels decide this task
+    # Single pixels decide this task.
+    assert "try --context 16, so that the backbone sees what surrounds a chip, at four times the time; or --enl" in said
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     groups = {group["name"]: group for group in report["groups"]}
     assert {"linear @ layer1", "linear @ layer2", "pixels", "random convolutions", "majority class"} <= groups.keys()
@@ -111,6 +113,7 @@ def test_context_enlarging_and_pixels_reach_report_maps_and_the_saved_head(world
     assert main(arguments(world, tmp_path, "--context", "8", "--pixels", "true", "--enlarge", "2")) == 0
     said = capsys.readouterr().out
     assert "32×32 pixels and 8 around them" in said
+    assert "try --" not in said  # nothing is left untried
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     groups = {group["name"] for group in report["groups"]}
     assert {
@@ -125,6 +128,15 @@ def test_context_enlarging_and_pixels_reach_report_maps_and_the_saved_head(world
     images = torch.randn(2, len(head.description.bands), 48, 48)
     assert head.probabilities(images).shape == (2, len(report["classes"]), 48, 48)
     assert head.description.layers[-1] == "pixels"
+
+
+def test_context_is_not_named_where_images_end_with_the_chip(world, tmp_path):
+    scenes = pair_labels([world / "images"], world / "labels")
+    for side, named in ((192, False), (96, True)):
+        chips = LabelledChips(scenes, bands=DEFAULT_BANDS, chip_size=side)
+        left = untried(arguments(world, tmp_path), chips)
+        assert any(way.startswith("--context") for way in left) == named
+        assert left[-1].startswith("--enlarge 2")
 
 
 def test_the_backbone_sees_every_chip_once(world, tmp_path, monkeypatch):

@@ -57,9 +57,10 @@ def score_backbone(
         return standardize_chip(chip.reflectance, chip.valid, mean, std), chip.labels
 
     counts: dict[str, list[Blocks]] = {way: [] for way in ways}
-    layers = auto_layers(backbone.eval())
+    backbone.eval()
     for enlarge in sorted({WAYS[way][0] for way in ways}):
         asked = {way: WAYS[way][1] for way in ways if WAYS[way][0] == enlarge}
+        layers = auto_layers(backbone, enlarge=enlarge)
         extractor = dense_features(backbone, layers, side=chips.side, enlarge=enlarge)
         if any(asked.values()):
             extractor = BesidePixels(extractor, mean, std, chips.bands)

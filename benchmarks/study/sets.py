@@ -20,22 +20,28 @@ BLOCK = 56  # pixels, of landcover's protocol
 WINDOW = 224  # pixels that the backbone sees at once
 DATES = 4  # of each site of the seasonal chips
 FOLDS = 4  # of the sample's scenes, where defaults are compared
+PARTS = 4  # of the training ground, each of which chooses the penalty for a fit on the others
 
 Numbers = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Fold:
-    """Numbers of the chips that train, in two halves, and that test, and the spatial block of each tested one."""
+    """Numbers of the chips that train, in parts by place, and that test, and the spatial block of each tested one."""
 
-    halves: tuple[Numbers, Numbers]
+    parts: Sequence[Numbers]
     test: Numbers
     block: Numbers
 
     @property
     def choosing(self) -> Folds:
-        """Each half is fitted on once, and once chooses the penalty for the other."""
-        return [self.halves, self.halves[::-1]]
+        """Each part once chooses the penalty, for a fit on all others."""
+        return [(np.setdiff1d(self.own, part), part) for part in self.parts]
+
+    @property
+    def own(self) -> Numbers:
+        """All chips that train, in order."""
+        return np.sort(np.concatenate(self.parts))
 
 
 @dataclass(frozen=True)
@@ -83,7 +89,7 @@ def sample(folder: Path) -> LabelledSet:
     """The embedded sample: its test scenes are tested, all others train."""
     chips, split = _sample(folder)
     own, test = np.flatnonzero(split != "test"), np.flatnonzero(split == "test")
-    return LabelledSet("sample, held-out scenes", chips, [Fold(_halves(own, chips.scene), test, test)])
+    return LabelledSet("sample, held-out scenes", chips, [Fold(_parts(own, chips.scene), test, test)])
 
 
 def sample_without_test(folder: Path) -> LabelledSet:
@@ -94,7 +100,7 @@ def sample_without_test(folder: Path) -> LabelledSet:
     for k in range(FOLDS):
         held_out = np.isin(chips.scene, scenes[k::FOLDS])
         own, test = np.flatnonzero(~held_out & (split != "test")), np.flatnonzero(held_out)
-        folds.append(Fold(_halves(own, chips.scene), test, chips.scene[test]))
+        folds.append(Fold(_parts(own, chips.scene), test, chips.scene[test]))
     return LabelledSet("sample, by scenes", chips, folds)
 
 
@@ -119,11 +125,11 @@ def _checkerboard(name: str, chips: LabelledChips) -> LabelledSet:
     white, folds = (row + col) % 2, []
     for tested in (1, 0):
         own, test = np.flatnonzero(white != tested), np.flatnonzero(white == tested)
-        folds.append(Fold(_halves(own, block.ravel()), test, block.ravel()[test]))
+        folds.append(Fold(_parts(own, block.ravel()), test, block.ravel()[test]))
     return LabelledSet(name, chips, folds)
 
 
-def _halves(own: Numbers, place: Numbers) -> tuple[Numbers, Numbers]:
-    """Every second place of the chips, and the others."""
-    second = np.unique(place[own], return_inverse=True)[1] % 2 == 1
-    return own[~second], own[second]
+def _parts(own: Numbers, place: Numbers) -> list[Numbers]:
+    """The chips by place: the first place, and every so manieth after it, to the first part, and so on."""
+    part = np.unique(place[own], return_inverse=True)[1] % PARTS
+    return [own[part == number] for number in np.unique(part)]

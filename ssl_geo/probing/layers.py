@@ -13,7 +13,7 @@ from ssl_geo.errors import UserError, nearest
 
 Way = Literal["info", "module", "node"]
 
-COARSEST = 16  # pixels a place, of the layers to probe: what is coarser does not tell where (docs/learning.md)
+COARSEST = 16  # pixels of the image a place; what is coarser does not tell where (docs/learning.md)
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,13 @@ def list_layers(model: nn.Module) -> list[Layer]:
     return own + [Layer(name) for name, _ in model.named_modules() if name and name not in listed]
 
 
-def auto_layers(model: nn.Module, count: int = 4) -> list[str]:
+def auto_layers(model: nn.Module, count: int = 4, enlarge: int = 1) -> list[str]:
     """Layers to probe where the user names none, coarse to fine.
 
     Args:
         model: A timm model.
         count: How many at most.
+        enlarge: How many times as high and wide the model is shown its images, which makes its places as much smaller.
 
     Returns:
         The last `count` stages of a pyramid, without those coarser than `COARSEST` where there are enough others; of a
@@ -69,7 +70,7 @@ def auto_layers(model: nn.Module, count: int = 4) -> list[str]:
     count = min(count, len(layers))
     if len({layer.reduction for layer in layers}) == 1:
         return [layers[(k + 1) * len(layers) // count - 1].name for k in reversed(range(count))]
-    fine = [layer for layer in layers if layer.reduction is not None and layer.reduction <= COARSEST]
+    fine = [layer for layer in layers if layer.reduction is not None and layer.reduction <= COARSEST * enlarge]
     return [layer.name for layer in reversed((fine if len(fine) >= count else layers)[-count:])]
 
 

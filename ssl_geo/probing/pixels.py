@@ -167,16 +167,15 @@ def fit_linear_chosen(
 
     Args:
         draw: Gives features (N, D) and labels (N,) of at most so many pixels, evenly of chips.
-        folds: Chips to fit on and chips to validate on. Several, each of whose parts validates in turn, choose more
-            steadily than one.
+        folds: Chips to fit on and chips to validate on; several choose more steadily than one.
         num_classes: C.
-        rows: Most pixels to fit on, those of all folds together.
+        rows: Most pixels to fit on, of each fold as of the last fit: fewer ask for a stronger penalty.
         class_weights: (C,) in the loss.
 
     Returns:
         The probe, and the mIoU on validation of its penalty, before it was fitted there.
     """
-    drawn = [(*draw(train, rows // len(folds)), *draw(validation, rows // 2)) for train, validation in folds]
+    drawn = [(*draw(train, rows), *draw(validation, rows // 2)) for train, validation in folds]
     tried = choose_penalty(drawn, num_classes, class_weights=class_weights)
     penalty = strongest_of_best(tried)
     features, labels = draw(training_ground(folds), rows)

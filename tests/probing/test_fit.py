@@ -159,7 +159,7 @@ def test_what_chose_the_penalty_is_fitted_on_as_well(store):
     assert not torch.allclose(probe.weight, fit_linear(*draw(TRAIN, 2000), CLASSES, probe.penalty).weight, rtol=1e-3)
 
 
-def test_several_folds_share_the_rows_and_choose_together(store):
+def test_several_folds_choose_together_each_from_as_many_rows_as_the_last_fit(store):
     drawn = []
 
     def draw(chips, rows):
@@ -169,8 +169,8 @@ def test_several_folds_share_the_rows_and_choose_together(store):
     halves = (np.arange(0, 50, 2), np.arange(1, 50, 2))
     probe, reached = fit_linear_chosen(draw, [halves, halves[::-1]], CLASSES, rows=2000)
     odd, even = halves[1].tolist(), halves[0].tolist()
-    assert drawn == [(even, 1000), (odd, 1000), (odd, 1000), (even, 1000), ([*range(50)], 2000)]
-    folds = [(*draw(a, 1000), *draw(b, 1000)) for a, b in (halves, halves[::-1])]
+    assert drawn == [(even, 2000), (odd, 1000), (odd, 2000), (even, 1000), ([*range(50)], 2000)]
+    folds = [(*draw(a, 2000), *draw(b, 1000)) for a, b in (halves, halves[::-1])]
     assert choose_penalty(folds, CLASSES)[probe.penalty] == reached
 
 
