@@ -201,14 +201,18 @@ def test_counts_of_all_seeds_are_added_and_each_seed_is_told(study, tmp_path, mo
     ]
 
 
-def test_each_seed_asked_for_is_a_run_of_its_own(study, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("asked", "name", "settings"),
+    [([], "sample", []), (["--backbone", "resnet18d"], "sample-resnet18d", ["--backbone.name=resnet18d"])],
+)
+def test_each_seed_and_backbone_asked_for_is_a_run_of_its_own(study, tmp_path, monkeypatch, asked, name, settings):
     main, begun = study("__main__"), []
     monkeypatch.setattr(main, "ensure_sample", lambda: None)
-    monkeypatch.setattr(main, "pretrain", lambda run, data, steps, seed: begun.append((run.name, seed)))
+    monkeypatch.setattr(main, "pretrain", lambda run, told, steps, seed: begun.append((run.name, told, seed)))
     monkeypatch.setattr(main, "ended", lambda process, deadline: main.TOLD_TO_STOP if len(begun) == 2 else 0)
     monkeypatch.setattr(signal, "signal", lambda *given: None)
     call = ["study", "--only", "sample", "--seeds", "0", "3", "0", "--block", "60", "--out", str(tmp_path / "study")]
-    monkeypatch.setattr(sys, "argv", call)
+    monkeypatch.setattr(sys, "argv", [*call, *asked])
     with pytest.raises(SystemExit):
         main.main()
-    assert begun == [("sample", 0), ("sample-seed3", 3)]
+    assert begun == [(name, settings, 0), (f"{name}-seed3", settings, 3)]

@@ -1,6 +1,7 @@
 """Does pretraining pay? Two runs without labels, then linear heads on labels that they never saw, by place.
 
     python -m benchmarks.study [--data ../shared/data] [--out runs/study] [--only real|sample] [--seeds S ...]
+        [--backbone NAME]
 
 Packs the imagery of --data once, and pretrains on it and on the embedded sample; a run that is there is gone on with
 or taken as it is. With --block SECONDS a run is told to save and stop after so long (exit code 75); the same command
@@ -42,6 +43,7 @@ def main() -> None:
     parser.add_argument("--steps-real", type=int, default=1400)
     parser.add_argument("--steps-sample", type=int, default=300)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of each half one run a seed; default: 0")
+    parser.add_argument("--backbone", help="timm model of all runs; default: that of pretraining")
     parser.add_argument("--block", type=float, help="seconds after which pretraining saves and stops; default: never")
     parser.add_argument("--only", choices=["real", "sample"], help="one of the two halves")
     given = parser.parse_args()
@@ -55,11 +57,12 @@ def main() -> None:
         parser.error(f"--data {given.data} is no folder: name the real imagery, or ask for --only sample")
     began = time.perf_counter()
     runs: dict[str, list[Path]] = {name: [] for name in halves}
+    network = [f"--backbone.name={given.backbone}"] if given.backbone else []
     for name, steps in halves.items():
         data = [] if name == "sample" else ["--data", str(packed(given.data, given.out / "packed"))]
         for seed in dict.fromkeys(given.seeds):
-            run = given.out / (f"{name}-seed{seed}" if seed else name)
-            code = ended(pretrain(run, data, steps, seed), given.block and began + given.block)
+            run = given.out / "-".join(filter(None, [name, given.backbone, seed and f"seed{seed}"]))
+            code = ended(pretrain(run, [*data, *network], steps, seed), given.block and began + given.block)
             if code == TOLD_TO_STOP:
                 print(f"saved after {given.block:.0f} s: the same command goes on")
                 raise SystemExit(TOLD_TO_STOP)
@@ -91,14 +94,14 @@ def packed(shared: Path, out: Path) -> Path:
     return out
 
 
-def pretrain(run: Path, data: list[str], steps: int, seed: int) -> subprocess.Popen[bytes]:
-    """Start a run with the defaults that everybody gets, or go on with it."""
+def pretrain(run: Path, settings: list[str], steps: int, seed: int) -> subprocess.Popen[bytes]:
+    """Start a run, with the defaults that everybody gets but for the settings, or go on with it."""
     command = [sys.executable, "-m", "ssl_geo.pretrain"]
     if (run / "checkpoints").is_dir():
         command += ["--resume", str(run)]
     else:
         kept = [f"--log.checkpoint_every={max(1, round(CURVE[0] * steps))}", "--log.keep=100"]
-        command += [*data, "--out", str(run), f"--steps={steps}", f"--seed={seed}", *kept]
+        command += [*settings, "--out", str(run), f"--steps={steps}", f"--seed={seed}", *kept]
     with run.with_suffix(".log").open("ab") as log:
         return subprocess.Popen(command, stderr=log)
 
