@@ -53,13 +53,13 @@ def auto_layers(model: nn.Module, count: int = 4, enlarge: int = 1) -> list[str]
 
     Args:
         model: A timm model.
-        count: How many at most.
+        count: How many of the image as it is.
         enlarge: How many times as high and wide the model is shown its images, which makes its places as much smaller.
 
     Returns:
-        The last `count` stages of a pyramid, without those coarser than `COARSEST` where there are enough others; of a
-        plain transformer `count` blocks, evenly spaced, the last among them (2, 5, 8, 11 of twelve, as DPT takes them,
-        arXiv 2103.13413).
+        The last `count` stages of a pyramid, without those coarser than `COARSEST` where there are enough others; and
+        such as are no longer coarser once the image is enlarged. Of a plain transformer `count` blocks, evenly spaced,
+        the last among them (2, 5, 8, 11 of twelve, as DPT takes them, arXiv 2103.13413).
 
     Raises:
         UserError: The model has no `feature_info`.
@@ -70,8 +70,11 @@ def auto_layers(model: nn.Module, count: int = 4, enlarge: int = 1) -> list[str]
     count = min(count, len(layers))
     if len({layer.reduction for layer in layers}) == 1:
         return [layers[(k + 1) * len(layers) // count - 1].name for k in reversed(range(count))]
-    fine = [layer for layer in layers if layer.reduction is not None and layer.reduction <= COARSEST * enlarge]
-    return [layer.name for layer in reversed((fine if len(fine) >= count else layers)[-count:])]
+    fine = [layer for layer in layers if layer.reduction is not None and layer.reduction <= COARSEST]
+    if len(fine) < count:
+        return [layer.name for layer in reversed(layers[-count:])]
+    narrow = [layer for layer in layers if layer.reduction is not None and layer.reduction <= COARSEST * enlarge]
+    return [layer.name for layer in reversed(narrow[narrow.index(fine[-count]) :])]
 
 
 def feature_info(model: nn.Module) -> list[dict[str, Any]]:

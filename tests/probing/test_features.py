@@ -391,9 +391,10 @@ def test_layers_are_listed_with_their_description() -> None:
 def test_auto_layers_run_from_coarse_to_fine() -> None:
     assert auto_layers(resnet()) == ["layer3", "layer2", "layer1", "act1"]  # none of a stride of 32
     # Shown at twice the size, its places are half as wide: 16 pixels of the image at most again.
-    assert auto_layers(resnet(), enlarge=2) == ["layer4", "layer3", "layer2", "layer1"]
+    assert auto_layers(resnet(), enlarge=2) == ["layer4", "layer3", "layer2", "layer1", "act1"]
     convnext = timm.create_model("convnext_atto", num_classes=0)
     assert auto_layers(convnext) == ["stages.3", "stages.2", "stages.1", "stages.0"]  # there are no more
+    assert auto_layers(convnext, enlarge=2) == auto_layers(convnext)
     assert auto_layers(vit(depth=12)) == ["blocks.11", "blocks.8", "blocks.5", "blocks.2"]
     assert auto_layers(vit(depth=3)) == ["blocks.2", "blocks.1", "blocks.0"]
     with pytest.raises(UserError, match="--layers"):
