@@ -280,8 +280,8 @@ class ProbeConfig:
     heads: list[str] = field(default_factory=lambda: ["linear", "conv_block"])
     """segmentation heads: linear, patch_linear, conv_block, fpn, dpt"""
     layers: list[str] = field(default_factory=lambda: ["auto"])
-    """layers of the backbone by index or name; auto: up to four, of a pyramid the last ones down to 1/16 of the image;
-    list: print them and stop"""
+    """layers of the backbone by index or name; auto: up to four, of a pyramid the last ones down to 1/16 of the image,
+    and what --enlarge makes as fine (not with dpt, which takes four); list: print them and stop"""
     seeds: int = 3
     """runs of each head"""
     epochs: int = 10

@@ -65,11 +65,7 @@ def main(config: ProbeConfig) -> int:
     task = labelled_task(config, backbone.description)
     train, validation = task.split.chips("train"), task.split.chips("val")
     test = TestChips(task.split.chips("test"), task.split.block[task.split.chips("test")], task.num_classes)
-    layers = (
-        auto_layers(backbone, enlarge=config.enlarge)
-        if config.layers == ["auto"]
-        else [int(layer) if layer.lstrip("-").isdigit() else layer for layer in config.layers]
-    )
+    layers = chosen_layers(config, backbone)
     twin = untrained(backbone, backbone.description.get("seed", 0))  # a run's own initial weights
     extractors = {
         prefix: dense_features(net.to(device).eval(), layers, side=task.chips.side, enlarge=config.enlarge)
@@ -170,6 +166,14 @@ def main(config: ProbeConfig) -> int:
         print(f"no certain gain over pixels: try {'; or '.join(left)}")
     print(f"report: {html}, {markdown}; map: {maps[0]}; head for ssl_geo.predict: {out / 'best_head'}")
     return 0
+
+
+def chosen_layers(config: ProbeConfig, backbone: nn.Module) -> list[str] | list[int | str]:
+    """The layers that were named, or those to probe where none is."""
+    if config.layers != ["auto"]:
+        return [int(layer) if layer.lstrip("-").isdigit() else layer for layer in config.layers]
+    # The dpt head takes four layers, as there are of the image as it is.
+    return auto_layers(backbone, enlarge=1 if "dpt" in config.heads else config.enlarge)
 
 
 def untried(config: ProbeConfig, chips: LabelledChips) -> list[str]:

@@ -16,7 +16,8 @@ from ssl_geo.errors import UserError
 from ssl_geo.imagery.geotiff import write_geotiff
 from ssl_geo.imagery.labelled import LabelledChips, pair_labels
 from ssl_geo.imagery.sensors import DEFAULT_BANDS
-from ssl_geo.probe import PACE_CHIPS, main, surely_above, untried
+from ssl_geo.probe import PACE_CHIPS, build_heads, chosen_layers, main, surely_above, untried
+from ssl_geo.probing.enlarging import dense_features
 from ssl_geo.probing.features import FeatureExtractor
 from ssl_geo.probing.normalizing import normalize
 from ssl_geo.probing.saved import load_head
@@ -128,6 +129,16 @@ def test_context_enlarging_and_pixels_reach_report_maps_and_the_saved_head(world
     images = torch.randn(2, len(head.description.bands), 48, 48)
     assert head.probabilities(images).shape == (2, len(report["classes"]), 48, 48)
     assert head.description.layers[-1] == "pixels"
+
+
+def test_dpt_finds_its_four_layers_where_enlarging_adds_a_fifth(world, tmp_path):
+    backbone = create_backbone("resnet18", 10, [(32, 32)])
+    asked = ("--layers", "auto", "--enlarge", "2", "--heads")
+    for head, layers in (("conv_block", 5), ("dpt", 4)):
+        found = chosen_layers(arguments(world, tmp_path, *asked, head), backbone)
+        extractor = dense_features(backbone.eval(), found, side=32, enlarge=2)
+        (built,) = build_heads([head], extractor, 2, seed=0).values()
+        assert len(found) == len(built[1]) == layers
 
 
 def test_context_is_not_named_where_images_end_with_the_chip(world, tmp_path):

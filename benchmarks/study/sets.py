@@ -130,6 +130,6 @@ def _checkerboard(name: str, chips: LabelledChips) -> LabelledSet:
 
 
 def _parts(own: Numbers, place: Numbers) -> list[Numbers]:
-    """The chips by place: the first place, and every so manieth after it, to the first part, and so on."""
+    """The chips that train, dealt out to `PARTS` parts place by place, or to as many as there are places."""
     part = np.unique(place[own], return_inverse=True)[1] % PARTS
     return [own[part == number] for number in np.unique(part)]
