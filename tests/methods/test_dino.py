@@ -13,7 +13,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -231,6 +231,7 @@ def slow_loss(student: Tensor, teacher: Tensor, center: Tensor, teacher_temp: fl
     student_temp=st.floats(0.05, 0.5),
     seed=st.integers(0, 99),
 )
+@example(views=2, batch=1, out_dim=2, teacher_temp=0.05, student_temp=0.05, seed=2)  # probabilities next to 1 cancel
 def test_loss_and_gradient_are_those_of_the_slow_reference(
     views: int, batch: int, out_dim: int, teacher_temp: float, student_temp: float, seed: int
 ) -> None:
@@ -244,7 +245,10 @@ def test_loss_and_gradient_are_those_of_the_slow_reference(
     torch.testing.assert_close(fast.double(), slow, rtol=1e-5, atol=1e-5)
     (expected,) = torch.autograd.grad(slow, student)
     (found,) = torch.autograd.grad(fast, student)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+    # Probabilities are subtracted, which float32 knows to some roundings of 1: of the gradient's scale, no less.
+    pairs, scale = min(views - 1, 2), 1 / (student_temp * batch * (2 * views - 2))
+    rounding = 4 * torch.finfo(torch.float32).eps * pairs * scale
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=rounding)
 
 
 def test_a_collapse_to_even_answers_is_ln_k() -> None:
