@@ -77,7 +77,7 @@ def test_folds_share_no_ground_and_test_all_of_it_once(study, shared, name, date
     tested: list[int] = []
     blocks: list[tuple[int, tuple[float, ...]]] = []
     for fold in labelled.folds:
-        parts = [part.tolist() for part in (*fold.parts, fold.test)]
+        parts = [part.tolist() for part in (fold.train, fold.test)]
         assert all(parts)
         assert sorted(itertools.chain(*parts)) == list(range(len(labelled.chips)))
         ground = [{where[chip] for chip in part} for part in parts]
@@ -98,32 +98,20 @@ def test_the_samples_scenes_are_held_out_whole(study, made):
     (fold,) = labelled.folds
     told = {scene["name"]: scene["split"] for scene in json.loads((made / "sample.json").read_text())["scenes"]}
     stems = [Path(labelled.chips.scenes[number].scene.path).stem for number in labelled.chips.scene]
-    for splits, part in (({"train", "val"}, fold.own), ({"test"}, fold.test)):
+    for splits, part in (({"train", "val"}, fold.train), ({"test"}, fold.test)):
         assert part.tolist() == [chip for chip, stem in enumerate(stems) if told[stem] in splits]
-    scenes = [{stems[chip] for chip in part} for part in fold.parts]
-    assert sum(map(len, scenes)) == len(set.union(*scenes))
-    assert max(map(len, scenes)) - min(map(len, scenes)) <= 1
     assert len(set(fold.block.tolist())) == len(fold.test)
-
-
-def test_each_part_of_the_training_ground_once_chooses_for_a_fit_on_the_others(study, shared):
-    labelled = study("sets").landcover(shared)
-    for fold in labelled.folds:
-        assert len(fold.parts) == study("sets").PARTS == len(fold.choosing)
-        for part, (fitted, choosing) in zip(fold.parts, fold.choosing, strict=True):
-            assert choosing.tolist() == part.tolist()
-            assert sorted([*fitted.tolist(), *part.tolist()]) == fold.own.tolist()
 
 
 def test_no_test_chip_has_a_say_in_a_default(study, made):
     sets = study("sets")
     labelled = sets.sample_without_test(made)
     (whole,) = sets.sample(made).folds
-    own = whole.own.tolist()
+    own = whole.train.tolist()
     assert sorted(np.concatenate([fold.test for fold in labelled.folds]).tolist()) == own
     for fold in labelled.folds:
-        parts = [set(labelled.chips.scene[part].tolist()) for part in (*fold.parts, fold.test)]
-        assert sorted(np.concatenate([*fold.parts, fold.test]).tolist()) == own
+        parts = [set(labelled.chips.scene[part].tolist()) for part in (fold.train, fold.test)]
+        assert sorted(np.concatenate([fold.train, fold.test]).tolist()) == own
         assert all(parts)
         assert sum(map(len, parts)) == len(set.union(*parts))
         assert fold.block.tolist() == labelled.chips.scene[fold.test].tolist()

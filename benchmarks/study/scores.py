@@ -22,6 +22,7 @@ from ssl_geo.probing.store import extract
 from ssl_geo.views.photometry import standardize_chip
 
 ROWS = 20_000  # training pixels, as of the probe
+PENALTY = 3e-3  # of all heads; by the sample's scenes that are not tested (benchmarks/study/penalty.py)
 REACH = 16  # pixels of context that random convolutions can see
 WAYS = {  # of dense features: times that the image is enlarged, and whether single pixels stand beside them
     "features": (1, False),
@@ -68,7 +69,8 @@ def score_backbone(
             store = extract(extractor, read, len(chips), Path(folder), memory=2**31, batch_size=8, say=lambda _: None)
             for fold, (way, pixels) in itertools.product(labelled.folds, asked.items()):
                 names = [name for name in extractor.names if pixels or name != PIXELS]
-                head = fit_linear_on_layers(store, names, fold.choosing, len(chips.ids), rows=ROWS)
+                ids = len(chips.ids)
+                head = fit_linear_on_layers(store, names, fold.ground, ids, rows=ROWS, penalties=[PENALTY])
                 (result,) = score_heads({way: head}, store, tested(labelled, fold), 16, CPU)
                 counts[way].append(result.blocks)
     return {name: np.concatenate(parts) for name, parts in counts.items()}
@@ -89,7 +91,8 @@ def score_plain(labelled: LabelledSet, mean: Floats, std: Floats) -> dict[str, B
     counts: dict[str, list[Blocks]] = {}
     for fold in labelled.folds:
         test = tested(labelled, fold)
-        for result in score_rivals(read, chips.bands, chips.class_pixels, fold.choosing, test, rows=ROWS):
+        rivals = score_rivals(read, chips.bands, chips.class_pixels, fold.ground, test, rows=ROWS, penalties=[PENALTY])
+        for result in rivals:
             counts.setdefault(result.group, []).append(result.blocks)
     return {name: np.concatenate(parts) for name, parts in counts.items()}
 

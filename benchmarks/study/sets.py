@@ -20,28 +20,23 @@ BLOCK = 56  # pixels, of landcover's protocol
 WINDOW = 224  # pixels that the backbone sees at once
 DATES = 4  # of each site of the seasonal chips
 FOLDS = 4  # of the sample's scenes, where defaults are compared
-PARTS = 4  # of the training ground, each of which chooses the penalty for a fit on the others
+NONE = np.empty(0, np.int64)
 
 Numbers = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Fold:
-    """Numbers of the chips that train, in parts by place, and that test, and the spatial block of each tested one."""
+    """Numbers of the chips that train and that test, and the spatial block of each tested one."""
 
-    parts: Sequence[Numbers]
+    train: Numbers
     test: Numbers
     block: Numbers
 
     @property
-    def choosing(self) -> Folds:
-        """Each part once chooses the penalty, for a fit on all others."""
-        return [(np.setdiff1d(self.own, part), part) for part in self.parts]
-
-    @property
-    def own(self) -> Numbers:
-        """All chips that train, in order."""
-        return np.sort(np.concatenate(self.parts))
+    def ground(self) -> Folds:
+        """What heads are fitted on; nothing is held back to choose by."""
+        return [(self.train, NONE)]
 
 
 @dataclass(frozen=True)
@@ -88,8 +83,8 @@ def cloud(shared: Path) -> LabelledSet:
 def sample(folder: Path) -> LabelledSet:
     """The embedded sample: its test scenes are tested, all others train."""
     chips, split = _sample(folder)
-    own, test = np.flatnonzero(split != "test"), np.flatnonzero(split == "test")
-    return LabelledSet("sample, held-out scenes", chips, [Fold(_parts(own, chips.scene), test, test)])
+    train, test = np.flatnonzero(split != "test"), np.flatnonzero(split == "test")
+    return LabelledSet("sample, held-out scenes", chips, [Fold(train, test, test)])
 
 
 def sample_without_test(folder: Path) -> LabelledSet:
@@ -99,8 +94,8 @@ def sample_without_test(folder: Path) -> LabelledSet:
     folds = []
     for k in range(FOLDS):
         held_out = np.isin(chips.scene, scenes[k::FOLDS])
-        own, test = np.flatnonzero(~held_out & (split != "test")), np.flatnonzero(held_out)
-        folds.append(Fold(_parts(own, chips.scene), test, chips.scene[test]))
+        train, test = np.flatnonzero(~held_out & (split != "test")), np.flatnonzero(held_out)
+        folds.append(Fold(train, test, chips.scene[test]))
     return LabelledSet("sample, by scenes", chips, folds)
 
 
@@ -124,12 +119,6 @@ def _checkerboard(name: str, chips: LabelledChips) -> LabelledSet:
     _, block = np.unique(np.column_stack([place, row, col]), axis=0, return_inverse=True)
     white, folds = (row + col) % 2, []
     for tested in (1, 0):
-        own, test = np.flatnonzero(white != tested), np.flatnonzero(white == tested)
-        folds.append(Fold(_parts(own, block.ravel()), test, block.ravel()[test]))
+        train, test = np.flatnonzero(white != tested), np.flatnonzero(white == tested)
+        folds.append(Fold(train, test, block.ravel()[test]))
     return LabelledSet(name, chips, folds)
-
-
-def _parts(own: Numbers, place: Numbers) -> list[Numbers]:
-    """The chips that train, dealt out to `PARTS` parts place by place, or to as many as there are places."""
-    part = np.unique(place[own], return_inverse=True)[1] % PARTS
-    return [own[part == number] for number in np.unique(part)]

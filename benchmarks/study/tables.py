@@ -93,7 +93,7 @@ def standardizing(run: Path, labelled: LabelledSet) -> tuple[Any, Any]:
     """Mean and standard deviation (C,) that the run standardized with; its training chips' for top-of-atmosphere."""
     told = json.loads((run / "backbone.json").read_text())
     if labelled.chips.bands == SIX:
-        return labelled.chips.statistics(labelled.folds[0].own)
+        return labelled.chips.statistics(labelled.folds[0].train)
     return np.array(told["mean"], np.float32), np.array(told["std"], np.float32)
 
 

@@ -15,7 +15,7 @@ from ssl_geo.probing.baselines import feature_names, pixel_features
 from ssl_geo.probing.features import Extractor
 from ssl_geo.probing.fit import Fitted
 from ssl_geo.probing.heads import resize
-from ssl_geo.probing.linear import LinearProbe, choose_penalty, fit_linear, strongest_of_best
+from ssl_geo.probing.linear import PENALTIES, LinearProbe, choose_penalty, fit_linear, strongest_of_best
 from ssl_geo.probing.store import FeatureStore
 
 IGNORE = 255
@@ -159,8 +159,9 @@ def fit_linear_chosen(
     num_classes: int,
     *,
     rows: int,
+    penalties: Sequence[float] = PENALTIES,
     class_weights: npt.NDArray[np.float64] | None = None,
-) -> tuple[LinearProbe, float]:
+) -> tuple[LinearProbe, list[float]]:
     """Choose the penalty on validation, then fit on training and validation together, as CLIP's linear probe does.
 
     Labelled ground is dear: what has chosen the penalty is not left unused (Radford et al. 2021, appendix A.3).
@@ -170,16 +171,20 @@ def fit_linear_chosen(
         folds: Chips to fit on and chips to validate on; several choose more steadily than one.
         num_classes: C.
         rows: Most pixels to fit on, of each fold as of the last fit: fewer ask for a stronger penalty.
+        penalties: λ to choose from; a single one is taken as it is.
         class_weights: (C,) in the loss.
 
     Returns:
-        The probe, and the mIoU on validation of its penalty, before it was fitted there.
+        The probe, and the mIoU on validation of its penalty, before it was fitted there; none if nothing was chosen.
     """
-    drawn = [(*draw(train, rows), *draw(validation, rows // 2)) for train, validation in folds]
-    tried = choose_penalty(drawn, num_classes, class_weights=class_weights)
-    penalty = strongest_of_best(tried)
+    reached, (penalty, *others) = [], penalties
+    if others:
+        drawn = [(*draw(train, rows), *draw(validation, rows // 2)) for train, validation in folds]
+        tried = choose_penalty(drawn, num_classes, penalties=penalties, class_weights=class_weights)
+        penalty = strongest_of_best(tried)
+        reached = [tried[penalty]]
     features, labels = draw(training_ground(folds), rows)
-    return fit_linear(features, labels, num_classes, penalty, class_weights=class_weights), tried[penalty]
+    return fit_linear(features, labels, num_classes, penalty, class_weights=class_weights), reached
 
 
 def fit_linear_on_layers(
@@ -189,6 +194,7 @@ def fit_linear_on_layers(
     num_classes: int,
     *,
     rows: int,
+    penalties: Sequence[float] = PENALTIES,
     class_weights: npt.NDArray[np.float64] | None = None,
     seed: int = 0,
 ) -> Fitted:
@@ -200,10 +206,13 @@ def fit_linear_on_layers(
         folds: As of `fit_linear_chosen`.
         num_classes: C.
         rows: Most pixels to fit on.
+        penalties: As of `fit_linear_chosen`.
         class_weights: (C,) in the loss.
         seed: Of the draw of pixels.
     """
     draw = partial(stored_rows, store, layers, seed=seed)
-    probe, validation_miou = fit_linear_chosen(draw, folds, num_classes, rows=rows, class_weights=class_weights)
+    probe, validation_miou = fit_linear_chosen(
+        draw, folds, num_classes, rows=rows, penalties=penalties, class_weights=class_weights
+    )
     head = LinearOnLayers(probe.weight, probe.bias, [store.layers[name].shape[1] for name in layers])
-    return Fitted(head, list(layers), validation_miou=[validation_miou], kind="linear probe")
+    return Fitted(head, list(layers), validation_miou=validation_miou, kind="linear probe")

@@ -12,6 +12,7 @@ import torch
 from tqdm import tqdm
 
 from ssl_geo.probing.baselines import RandomConvolutions, fit_pixels, majority_class, pixel_features
+from ssl_geo.probing.linear import PENALTIES
 from ssl_geo.probing.pixels import Folds, fit_linear_chosen, sample_rows, training_ground
 from ssl_geo.probing.report import ModelResult
 from ssl_geo.probing.scoring import Tally, TestChips
@@ -41,6 +42,7 @@ def score_rivals(
     test: TestChips,
     *,
     rows: int,
+    penalties: Sequence[float] = PENALTIES,
 ) -> list[ModelResult]:
     """Fit and test logistic regression on single pixels, the linear probe on random convolutions, the majority class.
 
@@ -51,6 +53,7 @@ def score_rivals(
         folds: Chips to fit on and chips to choose the penalty by, which are fitted on then.
         test: Chips to test on.
         rows: Most training pixels.
+        penalties: λ of random convolutions' probe, as of `fit_linear_chosen`.
     """
     convolutions = RandomConvolutions(len(bands))
 
@@ -66,7 +69,7 @@ def score_rivals(
     features, labels = sample_rows(spectra, whole, rows, seed=0)
     pixels = fit_pixels(features.T, labels, test.num_classes, limit=None)
     draw = partial(sample_rows, textures, seed=0)
-    linear, _ = fit_linear_chosen(draw, folds, test.num_classes, rows=rows)
+    linear, _ = fit_linear_chosen(draw, folds, test.num_classes, rows=rows, penalties=penalties)
     majority = majority_class(class_pixels[whole].sum(axis=0))
 
     tallies = {name: Tally(test) for name in ("pixels", "random convolutions", "majority class")}

@@ -103,7 +103,7 @@ def score_heads(
             seed,
             parameters=sum(p.numel() for p in item.head.parameters()),
             best_epoch=item.best_epoch,
-            validation_miou=float(np.nanmax(item.validation_miou)),
+            validation_miou=float(np.nanmax(item.validation_miou)) if item.validation_miou else None,
             collapsed=item.collapsed,
             retried=item.retried,
         )

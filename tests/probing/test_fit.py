@@ -10,6 +10,7 @@ from ssl_geo.probing.heads import build_head
 from ssl_geo.probing.linear import choose_penalty, fit_linear, strongest_of_best
 from ssl_geo.probing.metrics import miou
 from ssl_geo.probing.pixels import LinearOnLayers, fit_linear_chosen, fit_linear_on_layers, sample_rows, stored_rows
+from ssl_geo.probing.scoring import TestChips, score_heads
 from ssl_geo.probing.store import FeatureStore
 
 CLASSES = 3
@@ -154,7 +155,7 @@ def test_what_chose_the_penalty_is_fitted_on_as_well(store):
     tried = choose_penalty([(*draw(TRAIN, 2000), *draw(VALIDATION, 1000))], CLASSES)
     both = fit_linear(*draw(np.arange(50), 2000), CLASSES, probe.penalty)
     # The score by which it was chosen is of a probe that had not seen validation.
-    assert (probe.penalty, reached) == (strongest_of_best(tried), max(tried.values()))
+    assert (probe.penalty, reached) == (strongest_of_best(tried), [max(tried.values())])
     assert torch.equal(probe.weight, both.weight)
     assert not torch.allclose(probe.weight, fit_linear(*draw(TRAIN, 2000), CLASSES, probe.penalty).weight, rtol=1e-3)
 
@@ -171,7 +172,23 @@ def test_several_folds_choose_together_each_from_as_many_rows_as_the_last_fit(st
     odd, even = halves[1].tolist(), halves[0].tolist()
     assert drawn == [(even, 2000), (odd, 1000), (odd, 2000), (even, 1000), ([*range(50)], 2000)]
     folds = [(*draw(a, 2000), *draw(b, 1000)) for a, b in (halves, halves[::-1])]
-    assert choose_penalty(folds, CLASSES)[probe.penalty] == reached
+    assert [choose_penalty(folds, CLASSES)[probe.penalty]] == reached
+
+
+def test_a_single_penalty_is_taken_and_all_ground_trains_at_once(store):
+    drawn = []
+
+    def draw(chips, rows):
+        drawn.append(chips.tolist())
+        return stored_rows(store, ["fine"], chips, rows, seed=0)
+
+    probe, reached = fit_linear_chosen(draw, [(TRAIN, VALIDATION)], CLASSES, rows=2000, penalties=[0.02])
+    assert (probe.penalty, reached, drawn) == (0.02, [], [[*TRAIN, *VALIDATION]])
+    expected = fit_linear(*draw(np.arange(50), 2000), CLASSES, 0.02)
+    assert torch.equal(probe.weight, expected.weight)
+    item = fit_linear_on_layers(store, ["fine"], [(TRAIN, VALIDATION)], CLASSES, rows=2000, penalties=[0.02])
+    (result,) = score_heads({"probe": item}, store, TestChips(VALIDATION, VALIDATION, CLASSES), 8, torch.device("cpu"))
+    assert result.validation_miou is None
 
 
 def test_the_linear_probe_answers_like_a_trained_head(store):
