@@ -90,7 +90,9 @@ def packed(shared: Path, out: Path) -> Path:
     told = ["--data.band_names", *TWELVE, "--data.allow_mixed", "true", "--data.level", "L2A"]
     command = [sys.executable, "-m", "ssl_geo.pack", "--data", *folders, *dates, *told, "--out", str(out)]
     with out.with_suffix(".log").open("ab") as log:
-        subprocess.run(command, check=True, stdout=log, stderr=log)
+        code = subprocess.run(command, stdout=log, stderr=log, check=False).returncode
+    if code:
+        raise SystemExit(f"packing ended with an error: see {log.name}")
     return out
 
 

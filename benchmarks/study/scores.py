@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from ssl_geo.probing.features import auto_layers
 from ssl_geo.probing.pixels import PIXELS, BesidePixels, fit_linear_on_layers
 from ssl_geo.probing.rivals import RivalChip, score_rivals
 from ssl_geo.probing.scoring import TestChips, score_heads
-from ssl_geo.probing.store import extract
+from ssl_geo.probing.store import FeatureStore, extract
 from ssl_geo.views.photometry import standardize_chip
 
 ROWS = 20_000  # training pixels, as of the probe
@@ -51,29 +51,42 @@ def score_backbone(
     Returns:
         Counts by way.
     """
+    counts: dict[str, Blocks] = {}
+    for enlarge in sorted({WAYS[way][0] for way in ways}):
+        asked = {way: WAYS[way][1] for way in ways if WAYS[way][0] == enlarge}
+        with features_of(backbone, labelled, mean, std, enlarge, pixels=any(asked.values())) as store:
+            for way, pixels in asked.items():
+                names = [name for name in store.layers if pixels or name != PIXELS]
+                counts[way] = score_linear(store, names, labelled, PENALTY)
+    return counts
+
+
+@contextmanager
+def features_of(
+    backbone: nn.Module, labelled: LabelledSet, mean: Floats, std: Floats, enlarge: int, *, pixels: bool
+) -> Iterator[FeatureStore]:
+    """Features of a set's chips, shown so many times enlarged, while the context lasts; with single pixels or not."""
     chips = labelled.chips
 
     def read(number: int) -> tuple[Floats, npt.NDArray[np.uint8]]:
         chip = chips[number]
         return standardize_chip(chip.reflectance, chip.valid, mean, std), chip.labels
 
-    counts: dict[str, list[Blocks]] = {way: [] for way in ways}
-    backbone.eval()
-    for enlarge in sorted({WAYS[way][0] for way in ways}):
-        asked = {way: WAYS[way][1] for way in ways if WAYS[way][0] == enlarge}
-        layers = auto_layers(backbone, enlarge=enlarge)
-        extractor = dense_features(backbone, layers, side=chips.side, enlarge=enlarge)
-        if any(asked.values()):
-            extractor = BesidePixels(extractor, mean, std, chips.bands)
-        with tempfile.TemporaryDirectory() as folder:
-            store = extract(extractor, read, len(chips), Path(folder), memory=2**31, batch_size=8, say=lambda _: None)
-            for fold, (way, pixels) in itertools.product(labelled.folds, asked.items()):
-                names = [name for name in extractor.names if pixels or name != PIXELS]
-                ids = len(chips.ids)
-                head = fit_linear_on_layers(store, names, fold.ground, ids, rows=ROWS, penalties=[PENALTY])
-                (result,) = score_heads({way: head}, store, tested(labelled, fold), 16, CPU)
-                counts[way].append(result.blocks)
-    return {name: np.concatenate(parts) for name, parts in counts.items()}
+    layers = auto_layers(backbone.eval(), enlarge=enlarge)
+    extractor = dense_features(backbone, layers, side=chips.side, enlarge=enlarge)
+    source = BesidePixels(extractor, mean, std, chips.bands) if pixels else extractor
+    with tempfile.TemporaryDirectory() as folder:
+        yield extract(source, read, len(chips), Path(folder), memory=2**31, batch_size=8, say=lambda _: None)
+
+
+def score_linear(store: FeatureStore, layers: Sequence[str], labelled: LabelledSet, penalty: float) -> Blocks:
+    """Fit and test the linear probe on layers side by side, over all folds."""
+    counts = []
+    for fold in labelled.folds:
+        head = fit_linear_on_layers(store, layers, fold.ground, len(labelled.chips.ids), rows=ROWS, penalties=[penalty])
+        (result,) = score_heads({"linear probe": head}, store, tested(labelled, fold), 16, CPU)
+        counts.append(result.blocks)
+    return np.concatenate(counts)
 
 
 def score_plain(labelled: LabelledSet, mean: Floats, std: Floats) -> dict[str, Blocks]:
