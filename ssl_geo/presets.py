@@ -1,4 +1,8 @@
-"""What a run takes where its settings are left open: presets by the number of chips. Used by the entries alone."""
+"""What a run takes where its settings are left open: presets by the number of chips. Used by the entries alone.
+
+A transformer takes the paper's learning rate whatever the archive: at a convolutional net's it unlearns
+(docs/learning.md, "A transformer's learning rate").
+"""
 
 from __future__ import annotations
 
@@ -18,7 +22,7 @@ class Preset:
     reason: str
     out_dim: int
     teacher_momentum: float
-    peak_lr: float | None  # whatever the batch; None: the paper's 5e-4 for a batch of 256, in proportion
+    peak_lr: float | None  # of a convolutional net, whatever the batch; None: the paper's
     teacher_temp: float = 0.04
     warmup: float = 0.1
     freeze: float = 0.01
@@ -27,20 +31,22 @@ class Preset:
 # A small archive wants a faster teacher, fewer prototypes, a high learning rate and warm-ups in proportion to a short
 # run, else the loss stays at ln K: facebookresearch/dino issues 43 and 246, dinov2 issue 407.
 PRESETS = (
-    Preset("small", 10_000, "few prototypes, a fast teacher, a high learning rate", 1024, 0.99, 1e-3),
+    Preset("small", 10_000, "few prototypes, a fast teacher", 1024, 0.99, 1e-3),
     Preset("medium", 200_000, "fewer prototypes and a faster teacher than the paper's", 8192, 0.99, 1e-3),
     Preset("large", math.inf, "the paper's values", 65_536, 0.996, None),
 )
 SAMPLE_STEPS = 100
+PAPER_LR = 5e-4  # for a batch of 256, others in proportion (arXiv 2104.14294, section 3.2)
 
 
-def resolve(config: PretrainConfig, chips: int, world: int = 1) -> list[str]:
+def resolve(config: PretrainConfig, chips: int, world: int = 1, patch_size: int = 1) -> list[str]:
     """Fill in what was left open, from the number of chips, and check what was given.
 
     Args:
         config: Changed in place; `views` sizes are left to the recipe, which knows the patch size.
         chips: Number of chips in the index.
         world: Number of processes.
+        patch_size: A transformer's, in pixels; 1 of a convolutional net.
 
     Returns:
         Lines to print: what was chosen and why.
@@ -57,11 +63,16 @@ def resolve(config: PretrainConfig, chips: int, world: int = 1) -> list[str]:
         )
     if config.steps < 1:
         raise UserError(f"--steps is {config.steps}; it must be at least 1")
+    lr, reason = PAPER_LR, preset.reason
+    if preset.peak_lr is not None and patch_size == 1:
+        lr, reason = preset.peak_lr * 256 / config.optim.batch_size, f"{reason}, a high learning rate"
+    elif preset.peak_lr is not None:
+        reason += ", a transformer's learning rate"
     chosen = {
         "dino.out_dim": preset.out_dim,
         "dino.teacher_momentum": preset.teacher_momentum,
         "dino.teacher_temp": preset.teacher_temp,
-        "optim.lr": 5e-4 if preset.peak_lr is None else preset.peak_lr * 256 / config.optim.batch_size,
+        "optim.lr": lr,
         "optim.warmup_steps": round(preset.warmup * config.steps),
         "dino.freeze_last_layer_steps": round(preset.freeze * config.steps),
     }
@@ -78,7 +89,7 @@ def resolve(config: PretrainConfig, chips: int, world: int = 1) -> list[str]:
             setattr(getattr(config, group), key, value)
             filled.append(f"{name} {value}")
     if filled:
-        lines.append(f"preset {preset.name} for {chips} chips ({preset.reason}): {', '.join(filled)}")
+        lines.append(f"preset {preset.name} for {chips} chips ({reason}): {', '.join(filled)}")
     if config.dino.warmup_teacher_temp is None:
         config.dino.warmup_teacher_temp = config.dino.teacher_temp
     for name in ("optim.warmup_steps", "dino.warmup_teacher_temp_steps", "dino.freeze_last_layer_steps"):

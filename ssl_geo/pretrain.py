@@ -115,11 +115,11 @@ def prepare(config: PretrainConfig) -> Run:
         index = chip_index(config)
     looked_at = config.resume or packed_folder(config.data.paths)  # before this run
     checked = check_index(index, seed=config.seed) if ranks.main and not looked_at else []
-    for line in [*index.report(), *checked, *resolve(config, len(index), ranks.world)]:
+    patch_size = required_multiple(config.backbone.name, **config.backbone.arguments)
+    for line in [*index.report(), *checked, *resolve(config, len(index), ranks.world, patch_size)]:
         say(line)
     season = other_dates(config, index, say)
     mean, std = standardization(config, index)
-    patch_size = required_multiple(config.backbone.name, **config.backbone.arguments)
     if config.views.backend == "auto":
         config.views.backend = "torch" if ranks.device.type == "cuda" else "opencv"
     recipes = {name: v for name, v in dataclasses.asdict(config.views).items() if name not in ("backend", "season")}

@@ -28,6 +28,15 @@ def test_a_small_archive_gets_a_faster_teacher_and_says_so():
     assert "dino.teacher_momentum 0.99" in line
 
 
+@pytest.mark.parametrize(("patch_size", "batch_size", "rate"), [(1, 64, 1e-3), (8, 64, 1.25e-4), (8, 256, 5e-4)])
+def test_a_transformer_on_a_small_archive_learns_at_the_papers_rate(patch_size, batch_size, rate):
+    config = PretrainConfig(steps=100)
+    config.optim.batch_size = batch_size
+    line = resolve(config, 300, patch_size=patch_size)[-1]
+    assert config.optim.lr * batch_size / 256 == pytest.approx(rate)
+    assert ("a transformer's learning rate" in line) is (patch_size > 1)
+
+
 @pytest.mark.parametrize("momentum", [1.0, 1.5, -0.1])
 def test_a_teacher_that_never_moves_is_refused(momentum):
     config = PretrainConfig(steps=100)
