@@ -29,7 +29,7 @@ def test_a_small_archive_gets_a_faster_teacher_and_says_so():
 
 
 @pytest.mark.parametrize(("patch_size", "batch_size", "rate"), [(1, 64, 1e-3), (8, 64, 1.25e-4), (8, 256, 5e-4)])
-def test_a_transformer_on_a_small_archive_learns_at_the_papers_rate(patch_size, batch_size, rate):
+def test_on_a_small_archive_only_a_transformer_keeps_to_the_papers_learning_rate(patch_size, batch_size, rate):
     config = PretrainConfig(steps=100)
     config.optim.batch_size = batch_size
     line = resolve(config, 300, patch_size=patch_size)[-1]

@@ -290,6 +290,13 @@ def test_every_second_view_of_a_run_is_of_another_date(tmp_path, arguments, date
         assert (other - third).abs().mean() < 0.05 < 0.5 < (one - other)[changed].abs().mean() or i % 2 == 0
 
 
+@pytest.mark.parametrize(("backbone", "lr"), [(VIT, 5e-4), (["--backbone.name", "resnet10t"], 1e-3 * 256 / 4)])
+def test_a_transformer_that_unlearned_at_the_rate_of_small_networks(tmp_path, arguments, backbone, lr):
+    config = pretrain_config([*arguments, *backbone, "--steps", "1", "--out", str(tmp_path / "run")])
+    prepare(config)
+    assert config.optim.lr == pytest.approx(lr)
+
+
 def test_a_skipped_step_names_both_dates_that_its_views_show(tmp_path, arguments, dates):
     wanted = [*arguments, "--data", str(dates), "--views.season", "1", "--steps", "2", "--out", str(tmp_path / "run")]
     config = pretrain_config(wanted)
