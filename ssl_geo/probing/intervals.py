@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from scipy import stats
 
 from ssl_geo.probing.metrics import Counts, Floats, class_f1, class_iou, macro_f1, miou
 
@@ -50,10 +52,12 @@ class Difference(Interval):
 def bootstrap(
     blocks: Counts, statistic: Statistic = miou, draws: int = 1000, seed: int = 0, confidence: float = 0.95
 ) -> Interval:
-    """Percentile bootstrap over spatial blocks (Efron & Tibshirani 1993, ch. 13).
+    """Expanded percentile bootstrap over spatial blocks (Efron & Tibshirani 1993, ch. 13; Hesterberg 2015).
 
     Pixels of one block resemble each other, so blocks are what is drawn. A draw is a weight of each block, and all
     draws are one matrix product: weights (draws, n) @ matrices (n, C·C). Blocks without a valid pixel are left out.
+    Plain percentiles of few blocks are too narrow (five cover 83 % where 95 % are asked for), so those of a Student
+    interval are taken: five then cover 91 %, eight and more 94 % and above.
 
     Args:
         blocks: (n, C, C) confusion matrices, one a block.
@@ -69,7 +73,8 @@ def bootstrap(
     value = float(statistic(blocks.sum(0)))
     if len(used) < MIN_BLOCKS:
         return Interval(value, float("nan"), float("nan"), len(used))
-    low, high = _percentiles(_drawn(used, statistic, _weights(len(used), draws, seed)), confidence)
+    drawn = _drawn(used, statistic, _weights(len(used), draws, seed))
+    low, high = np.nanquantile(drawn, _tails(len(used), confidence)).tolist()
     return Interval(value, low, high, len(used))
 
 
@@ -81,7 +86,7 @@ def paired_difference(
     seed: int = 0,
     confidence: float = 0.95,
 ) -> Difference:
-    """Percentile bootstrap of score(a) - score(b), both models on the same draws of the same blocks.
+    """Expanded percentile bootstrap of score(a) - score(b), both models on the same draws of the same blocks.
 
     Args:
         blocks_a: (n, C, C) confusion matrices of one model.
@@ -92,8 +97,8 @@ def paired_difference(
         confidence: Coverage of the interval.
 
     Returns:
-        The difference, its interval and p = 2 · min(P(d ≤ 0), P(d ≥ 0)), each counted as (1 + k) / (draws + 1) (Davison
-        & Hinkley 1997, eq. 4.11); NaN for these with fewer than MIN_BLOCKS blocks.
+        The difference, its interval and p: 2 · min(P(d ≤ 0), P(d ≥ 0)), each counted as (1 + k) / (draws + 1) (Davison
+        & Hinkley 1997, eq. 4.11), expanded as the interval is; NaN for these with fewer than MIN_BLOCKS blocks.
 
     Raises:
         ValueError: The two were not scored on the same labels.
@@ -107,9 +112,11 @@ def paired_difference(
         return Difference(value, float("nan"), float("nan"), count, float("nan"))
     weights = _weights(count, draws, seed)
     drawn = _drawn(blocks_a[used], statistic, weights) - _drawn(blocks_b[used], statistic, weights)
-    low, high = _percentiles(drawn, confidence)
+    low, high = np.nanquantile(drawn, _tails(count, confidence)).tolist()
     tail = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
-    return Difference(value, low, high, count, min(1.0, 2 * (1 + tail) / (draws + 1)))
+    plain = min(1.0, 2 * (1 + tail) / (draws + 1))
+    p = 2 * stats.t.sf(stats.norm.isf(plain / 2) / _expansion(count), count - 1)
+    return Difference(value, low, high, count, float(p))
 
 
 def class_intervals(blocks: Counts, draws: int = 1000, seed: int = 0, confidence: float = 0.95) -> Floats:
@@ -130,8 +137,7 @@ def class_intervals(blocks: Counts, draws: int = 1000, seed: int = 0, confidence
     if len(used) >= MIN_BLOCKS:
         drawn = _drawn(used, class_iou, _weights(len(used), draws, seed))
         there = ~np.isnan(drawn).all(axis=0)
-        tail = (1 - confidence) / 2
-        ends[:, there] = np.nanquantile(drawn[:, there], [tail, 1 - tail], axis=0)
+        ends[:, there] = np.nanquantile(drawn[:, there], _tails(len(used), confidence), axis=0)
     return ends
 
 
@@ -152,7 +158,12 @@ def _drawn(blocks: Counts, statistic: Statistic, weights: Floats) -> Floats:
     return mean
 
 
-def _percentiles(drawn: Floats, confidence: float) -> tuple[float, float]:
-    tail = (1 - confidence) / 2
-    low, high = np.nanquantile(drawn, [tail, 1 - tail])
-    return float(low), float(high)
+def _expansion(blocks: int) -> float:
+    """By how much a bootstrap of few blocks is too narrow: the variance of its draws is divided by n, not n - 1."""
+    return math.sqrt(blocks / (blocks - 1))
+
+
+def _tails(blocks: int, confidence: float) -> list[float]:
+    """The quantiles of the draws that bound the interval (Hesterberg 2015, doi 10.1080/00031305.2015.1089789)."""
+    tail: float = stats.norm.sf(stats.t.ppf((1 + confidence) / 2, blocks - 1) * _expansion(blocks))
+    return [tail, 1 - tail]
