@@ -126,7 +126,8 @@ def pair_labels(
         if both := sorted(ignored.intersection(classes)):
             raise UserError(f"--classes and --ignore both hold {both[0]}: leave it out of one")
     files = label_files(labels)
-    paths = [path for path in find_scenes(images) if path not in set(files)]
+    known = set(files)
+    paths = [path for path in find_scenes(images) if path not in known]
     found: list[tuple[Scene, Path, int | None, str | None]] = []
     counts: dict[tuple[object, ...], tuple[Path, Counter[int]]] = {}  # a label may serve many images of one grid
     for path, file in tqdm(_pairs(paths, files), desc="pairing labels", unit="image", delay=2):

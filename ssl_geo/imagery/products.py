@@ -21,7 +21,7 @@ BASELINE_OFFSET = -1000
 """BOA_ADD_OFFSET and RADIO_ADD_OFFSET of processing baseline 04.00 and later, in DN."""
 
 _LEVEL = re.compile(r"(?<![A-Z0-9])(?:(?:S2)?MSI|MSIL|L)(1C|2A)(?![A-Z0-9])", re.IGNORECASE)
-_BASELINE = re.compile(r"_N(\d{4})(?=[_.]|$)")
+_BASELINE = re.compile(r"MSIL(?:1C|2A)_\d{8}T\d{6}_N(\d{4})(?=[_.]|$)")
 _PRODUCT = re.compile(r"^S2[ABCD]_|^L(?:1C|2A)_T\d\d|\.SAFE$")
 _DATE = re.compile(r"(?<!\d)(20\d\d)(-?)(\d\d)\2(\d\d)(?=T\d{6}|T\d{4}|\D|$)")
 _TAG_DATE = re.compile(r"(20\d\d):(\d\d):(\d\d)")

@@ -159,11 +159,12 @@ def read_window(
     """Read a window of the scene's grid: of each file only the stored pixels that cover it, all bands at once.
 
     A pixel is valid unless
-    - a requested band holds the scene's nodata value there, NaN or an infinity;
+    - a requested band holds the scene's nodata value there, unless that is an integer 0, NaN or an infinity;
     - the file's mask or alpha band excludes it;
-    - it is 0 in all requested bands, where `Scene.zero_fill` holds. (Not in any: Sentinel-2 fill is 0 in all bands,
-      while a single 0 is a dark surface. Over the sea half the pixels of chips_coastal have a 0 in some band,
-      mostly B09, and the number of zero bands a pixel is 0 to 5 or all ten of ten, never between.)
+    - it is 0 in all requested bands, where `Scene.zero_fill` holds or an integer 0 is nodata. (Not in any: Sentinel-2
+      fill is 0 in all bands, while a single 0 is a dark surface, whatever a file declares. Over the sea half the
+      pixels of chips_coastal have a 0 in some band, mostly B09, and the number of zero bands a pixel is 0 to 5 or all
+      ten of ten, never between.)
 
     Args:
         scene: From `open_scene`.
@@ -209,9 +210,11 @@ def read_window(
             valid &= _replicate(mask != 0, ratio)[inside]
     if dn.dtype.kind == "f":
         valid &= np.isfinite(dn).all(axis=0)
-    if scene.nodata is not None and (marker := _as_dtype(scene.nodata, dn.dtype)) is not None:
+    marker = None if scene.nodata is None else _as_dtype(scene.nodata, dn.dtype)
+    zero = dn.dtype.kind in "iu" and marker == 0
+    if marker is not None and not zero:
         valid &= (dn != marker).all(axis=0)
-    if scene.zero_fill:
+    if scene.zero_fill or zero:
         valid &= dn.any(axis=0)
     return dn, valid
 
@@ -225,7 +228,8 @@ def read_labels(
         path: A raster with one band of class ids; floating-point files are taken where all values are whole.
 
     Returns:
-        labels (H, W) in an integer type, crs, transform as in `Scene`, and the declared nodata id or None.
+        labels (H, W) in an integer type, crs, transform as in `Scene`, and the id of what has no label or None: the
+        declared one, else -1 where a mask or an alpha band excludes pixels.
 
     Raises:
         UserError: If it has more than one band or values that are no whole numbers.
@@ -239,7 +243,7 @@ def read_labels(
             f"{path} has {header.height}×{header.width} labels of {header.dtype}, more than "
             f"{_MAX_LABEL_BYTES >> 20} MB: cut it into parts, as its images are"
         )
-    stored, _ = _read(header.file, header.numbers, Window(0, 0, header.width, header.height), masked=False)
+    stored, mask = _read(header.file, header.numbers, Window(0, 0, header.width, header.height), masked=header.masked)
     labels = stored[0]
     nodata = header.nodata
     if labels.dtype.kind == "f":
@@ -254,8 +258,12 @@ def read_labels(
         labels = whole
     elif labels.dtype.kind not in "iu":
         raise UserError(f"{path} holds {labels.dtype}; a label raster holds whole numbers")
-    known = nodata is not None and math.isfinite(nodata) and nodata == int(nodata)
-    return labels, header.crs or None, header.transform, int(nodata) if known and nodata is not None else None
+    if nodata is not None and not (math.isfinite(nodata) and nodata == int(nodata)):
+        nodata = None
+    if mask is not None and not mask.all():
+        nodata = -1 if nodata is None else nodata
+        labels = np.where(mask != 0, labels.astype(np.int64), int(nodata))
+    return labels, header.crs or None, header.transform, None if nodata is None else int(nodata)
 
 
 def read_legend(path: str | os.PathLike[str]) -> tuple[dict[int, str], dict[int, tuple[int, int, int]]]:

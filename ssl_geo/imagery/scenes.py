@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -185,12 +186,12 @@ def _only_counts(descriptions: Sequence[str], names: Sequence[str | None]) -> bo
     """Whether the descriptions number the bands by position, as software does that knows no names.
 
     ``Band 1``, ``Band 2``, … always count (a Sentinel-2 stack that begins so has B01 B02 B03 B04, which is also
-    what ``Band`` might mean, but nothing tells the two apart). ``B1`` … ``B9`` and on count too: a sensor's own
-    list has B8A before B9.
+    what ``Band`` might mean, but nothing tells the two apart), and so do ``b1``, ``b2``, …, which no product is
+    written with. ``B1`` … ``B9`` and on count too: a sensor's own list has B8A before B9.
     """
     if len(names) < 2 or any(name != f"B{i:02d}" for i, name in enumerate(names[:12], start=1)):
         return False
-    return len(names) >= 9 or all(text.lower().startswith("band") for text in descriptions)
+    return len(names) >= 9 or all(re.match(r"(?i:band)|b[1-9]", text) for text in descriptions)
 
 
 def finest(members: Sequence[tuple[str, Header]]) -> list[tuple[str, Header]]:
