@@ -34,6 +34,7 @@ from ssl_geo.weights import RGB, adapt_input_weights, named_tensors, read_tensor
 # Arguments of timm.create_model that are not the user's, or a file's, to say: ours, or ways to other files.
 OURS = ("num_classes", "in_chans")
 FORBIDDEN = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "features_only")
+QUERIES = {"q", "qk", "qkv", "qkvs", "q_proj", "query", "to_query"}  # timm names so what attention asks with
 
 Size = tuple[int, int]
 
@@ -113,10 +114,20 @@ def _checkpoint_activations(model: Any, name: str) -> None:
         ) from error
 
 
-def required_multiple(name: str, **arguments: Any) -> int:
-    """Number of pixels that heights and widths of views must be multiples of: a transformer's patch size, else 1."""
+def outline(name: str, **arguments: Any) -> nn.Module:
+    """The model without weights, which takes no memory: to ask what it is."""
     with torch.device("meta"):
-        return math.lcm(*_patch(_create("--backbone.name", name, {"num_classes": 0, **arguments})))
+        return _create("--backbone.name", name, {"num_classes": 0, **arguments})
+
+
+def required_multiple(model: nn.Module) -> int:
+    """Number of pixels that heights and widths of views must be multiples of: a transformer's patch size, else 1."""
+    return math.lcm(*_patch(model))
+
+
+def is_transformer(model: nn.Module) -> bool:
+    """Whether the model attends, all of it or some of its stages."""
+    return any(path.rpartition(".")[2] in QUERIES for path, _ in model.named_modules())
 
 
 def _patch(model: nn.Module) -> Size:

@@ -141,7 +141,7 @@ class DINOConfig:
     teacher_temp: float | None = None
     """temperature of the teacher's softmax after warm-up"""
     warmup_teacher_temp: float | None = None
-    """temperature of the teacher's softmax at the start; default: that after warm-up"""
+    """temperature of the teacher's softmax at the start of a warm-up; default: 0.04, or that after it where lower"""
     warmup_teacher_temp_steps: int = 0
     """steps of linear warm-up of the teacher's temperature"""
     center_momentum: float = 0.9

@@ -43,7 +43,7 @@ def run_material(
     images = [chip.reflectance() for chip in read]
     standardized = [standardize_chip(i, c.valid, crops.mean, crops.std) for i, c in zip(images, read, strict=True)]
     batch = torch.from_numpy(np.stack(standardized)).to(state.device)
-    side = chips.chip_size // (multiple := required_multiple(config.backbone.name, **config.backbone.arguments))
+    side = chips.chip_size // (multiple := required_multiple(backbone))
     batch = batch[..., : side * multiple, : side * multiple]  # what the patches of a ViT cover
     extractor = FeatureExtractor(backbone, auto_layers(backbone)[::-1], input_size=side * multiple)
     attention = class_token_attention(backbone, batch[:FEATURED])

@@ -7,9 +7,11 @@ A transformer takes the paper's learning rate whatever the archive: at a convolu
 from __future__ import annotations
 
 import math
+import operator
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ssl_geo.config import PretrainConfig
+from ssl_geo.config import DINOConfig, PretrainConfig
 from ssl_geo.errors import UserError
 
 
@@ -39,14 +41,40 @@ SAMPLE_STEPS = 100
 PAPER_LR = 5e-4  # for a batch of 256, others in proportion (arXiv 2104.14294, section 3.2)
 
 
-def resolve(config: PretrainConfig, chips: int, world: int = 1, patch_size: int = 1) -> list[str]:
+TINY = 1e-3  # a temperature that single precision bears
+# Least and largest values of the settings that a number alone can make senseless.
+LIMITS = {
+    "seed": (0, 2**32 - 1),
+    "steps": (1, math.inf),
+    "data.workers": (0, math.inf),
+    "dino.out_dim": (1, math.inf),
+    "dino.hidden_dim": (1, math.inf),
+    "dino.bottleneck_dim": (1, math.inf),
+    "dino.student_temp": (TINY, math.inf),
+    "dino.teacher_temp": (TINY, math.inf),
+    "dino.warmup_teacher_temp": (TINY, math.inf),
+    "dino.center_momentum": (0, 1),
+    "optim.lr": (0, math.inf),
+    "optim.min_lr": (0, math.inf),
+    "optim.weight_decay": (0, math.inf),
+    "optim.clip": (0, math.inf),
+    "optim.max_skipped": (0, math.inf),
+    "log.every": (1, math.inf),
+    "log.health_every": (1, math.inf),
+    "log.checkpoint_every": (1, math.inf),
+    "log.keep": (1, math.inf),
+}
+GENTLE_TEMP = 0.04  # where a warm-up of the teacher's temperature starts (arXiv 2104.14294, appendix D)
+
+
+def resolve(config: PretrainConfig, chips: int, world: int = 1, *, transformer: bool = False) -> list[str]:
     """Fill in what was left open, from the number of chips, and check what was given.
 
     Args:
         config: Changed in place; `views` sizes are left to the recipe, which knows the patch size.
         chips: Number of chips in the index.
         world: Number of processes.
-        patch_size: A transformer's, in pixels; 1 of a convolutional net.
+        transformer: Whether the network is one.
 
     Returns:
         Lines to print: what was chosen and why.
@@ -61,10 +89,9 @@ def resolve(config: PretrainConfig, chips: int, world: int = 1, patch_size: int 
         lines.append(
             f"steps {config.steps}: {config.steps * config.optim.batch_size / chips:.0f} epochs of {chips} chips"
         )
-    if config.steps < 1:
-        raise UserError(f"--steps is {config.steps}; it must be at least 1")
+    _check_limits(config)
     lr, reason = PAPER_LR, preset.reason
-    if preset.peak_lr is not None and patch_size == 1:
+    if preset.peak_lr is not None and not transformer:
         lr, reason = preset.peak_lr * 256 / config.optim.batch_size, f"{reason}, a high learning rate"
     elif preset.peak_lr is not None:
         reason += ", a transformer's learning rate"
@@ -90,8 +117,7 @@ def resolve(config: PretrainConfig, chips: int, world: int = 1, patch_size: int 
             filled.append(f"{name} {value}")
     if filled:
         lines.append(f"preset {preset.name} for {chips} chips ({reason}): {', '.join(filled)}")
-    if config.dino.warmup_teacher_temp is None:
-        config.dino.warmup_teacher_temp = config.dino.teacher_temp
+    _warm_up_of_the_temperature(config.dino)
     for name in ("optim.warmup_steps", "dino.warmup_teacher_temp_steps", "dino.freeze_last_layer_steps"):
         group, key = name.split(".")
         length = getattr(getattr(config, group), key)
@@ -103,6 +129,26 @@ def resolve(config: PretrainConfig, chips: int, world: int = 1, patch_size: int 
             f"--optim.batch_size is {config.optim.batch_size}; give a multiple of {parts}: the chips of a step are "
             f"shared by {world} processes with {config.optim.accumulate} micro-batches each (--optim.accumulate)"
         )
-    if config.log.every < 1 or config.log.health_every < 1 or config.log.checkpoint_every < 1 or config.log.keep < 1:
-        raise UserError("--log.every, --log.health_every, --log.checkpoint_every and --log.keep must be at least 1")
     return lines
+
+
+def _check_limits(config: PretrainConfig) -> None:
+    for name, (least, most) in LIMITS.items():
+        value = operator.attrgetter(name)(config)
+        for number in value if isinstance(value, Sequence) else [value]:
+            if number is not None and not least <= number <= most:
+                allowed = f"at least {least:g}" if most == math.inf else f"between {least:g} and {most:.10g}"
+                raise UserError(f"--{name} is {number:g}; it must be {allowed}")
+
+
+def _warm_up_of_the_temperature(dino: DINOConfig) -> None:
+    """Fill in where the teacher's temperature starts; refuse a start that no step would see."""
+    assert dino.teacher_temp is not None
+    if dino.warmup_teacher_temp is None:
+        warms_up = dino.warmup_teacher_temp_steps > 0
+        dino.warmup_teacher_temp = min(GENTLE_TEMP, dino.teacher_temp) if warms_up else dino.teacher_temp
+    if dino.warmup_teacher_temp_steps == 0 and dino.warmup_teacher_temp != dino.teacher_temp:
+        raise UserError(
+            f"--dino.warmup_teacher_temp is {dino.warmup_teacher_temp:g}, but no step warms up from it to "
+            f"{dino.teacher_temp:g}: give --dino.warmup_teacher_temp_steps, or leave it out"
+        )

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ssl_geo.backbones import export_backbone, required_multiple
+from ssl_geo.backbones import export_backbone, is_transformer, outline, required_multiple
 from ssl_geo.batches import Batches, ChipBatches, Chips, Keys, Season, ViewBatches
 from ssl_geo.imagery.chips import ChipIndex, cached_index
 from ssl_geo.imagery.datasets import dominant_labels
@@ -67,7 +67,8 @@ def main(config: PretrainConfig) -> int:
     distributed.shutdown()
     state = run.state
     if state.step < state.steps:
-        run.say(f"{interruption.name}: saved at step {state.step} of {state.steps}; go on with --resume {run.folder}")
+        why = interruption.name or "another process has ended"
+        run.say(f"{why}: saved at step {state.step} of {state.steps}; go on with --resume {run.folder}")
         return runs.INTERRUPTED
     run.say(
         f"backbone of step {state.step}: {run.folder / 'backbone.safetensors'} (plain timm loads it, see backbone.json)"
@@ -115,8 +116,10 @@ def prepare(config: PretrainConfig) -> Run:
         index = chip_index(config)
     looked_at = config.resume or packed_folder(config.data.paths)  # before this run
     checked = check_index(index, seed=config.seed) if ranks.main and not looked_at else []
-    patch_size = required_multiple(config.backbone.name, **config.backbone.arguments)
-    for line in [*index.report(), *checked, *resolve(config, len(index), ranks.world, patch_size)]:
+    network = outline(config.backbone.name, **config.backbone.arguments)
+    patch_size = required_multiple(network)
+    chosen = resolve(config, len(index), ranks.world, transformer=is_transformer(network))
+    for line in [*index.report(), *checked, *chosen]:
         say(line)
     season = other_dates(config, index, say)
     mean, std = standardization(config, index)
@@ -127,16 +130,17 @@ def prepare(config: PretrainConfig) -> Run:
     crops = MultiCrop(mean, std, global_views=global_views, local_views=local_views)
     changes = resume_changes(to_dict(config), to_dict(PretrainConfig())) if config.resume else []
     config.data.chip_size = index.chip_size
-    state = State(config, index, crops, ranks)
 
     if config.out is None:
         config.out = f"runs/pretrain-{datetime.datetime.now():%Y%m%d-%H%M%S}"
-    folder = Path(config.resume or config.out)
+    folder, checkpoint = Path(config.resume or config.out), None
     if config.resume:
         with ranks.main_first():  # which sets a torn checkpoint aside
             checkpoint = runs.last_checkpoint(folder, say)
-        if checkpoint is not None:
-            state.load(checkpoint)
+    state = State(config, index, crops, ranks, checkpoint)
+    if config.resume:
+        if checkpoint is not None and ranks.main:  # what was to be written with it may be missing
+            export_backbone(folder, state.method.backbone, state.description())
         before = "" if checkpoint else ", it has no checkpoint yet:"
         say(f"going on with {folder}{before} from step {state.step} of {state.steps}")
         for line in changes:
@@ -160,9 +164,10 @@ def prepare(config: PretrainConfig) -> Run:
     batched = config.views.backend == "torch"
     dataset: Batches[Any] = (ChipBatches if batched else ViewBatches)(chips, crops, config.seed, season)
     views_of: Callable[[Any], list[Tensor]] = BatchedMultiCrop(crops, ranks.device) if batched else list
-    workers = default_workers(ranks.world) if config.data.workers is None else config.data.workers
+    workers = default_workers(ranks.on_this_machine) if config.data.workers is None else config.data.workers
     batches = feed(dataset, order, workers=workers, pinned=ranks.device.type == "cuda", say=tqdm.write)
-    monitor = make_monitor(config, index, chips, crops) if ranks.main else None
+    side = index.chip_size // patch_size * patch_size
+    monitor = make_monitor(config, index, chips, crops, side, say) if ranks.main else None
     if ranks.device.type == "cpu":
         keep_freed_memory()
     dtype = str(state.dtype).removeprefix("torch.")
@@ -191,8 +196,8 @@ def train(config: PretrainConfig, run: Run, interruption: runs.Interruption) -> 
         closing(run.batches),  # or the exit would wait for ever for loader processes that an error left behind
     ):
         batches: Iterable[list[Tensor]] = on_device(progress.timed(run.batches), ranks.device)
-        if ranks.world == 1:  # several leave together, after a step
-            batches = interruption.until_told(batches)
+        # Several leave together: told to stop after a step, or before it where one of them has no batch.
+        batches = interruption.until_told(batches) if ranks.world == 1 else distributed.together(batches)
         try:
             for views in batches:
                 step = state.step
@@ -236,8 +241,9 @@ def train(config: PretrainConfig, run: Run, interruption: runs.Interruption) -> 
             raise UserError(
                 f"{error}; saved at step {state.step} of {state.steps}: mend the file, then --resume {run.folder}"
             ) from error
-        if state.step < state.steps:  # told to stop while it waited for a batch
+        if state.step < state.steps:  # told to stop while it waited for a batch, or another process has none
             save()
+            distributed.barrier()  # for which that other one waits
 
 
 def mind_skips(config: PretrainConfig, run: Run, say: Callable[[str], None]) -> None:
@@ -289,7 +295,7 @@ def chip_index(config: PretrainConfig) -> ChipIndex:
 
 def standardization(config: PretrainConfig, index: ChipIndex) -> list[npt.NDArray[np.float32]]:
     """Mean and standard deviation (C,) in reflectance: the settings', else those of the chips."""
-    both = []
+    both, magnitude = [], np.abs(index.statistics.mean) + index.statistics.std
     for name, own in (("mean", index.statistics.mean), ("std", index.statistics.std)):
         given: list[float] | None = getattr(config.data, name)
         if given is not None and len(given) != len(index.bands):
@@ -298,6 +304,12 @@ def standardization(config: PretrainConfig, index: ChipIndex) -> list[npt.NDArra
                 f"each of {' '.join(index.bands)}"
             )
         both.append(np.array(own if given is None else given, dtype=np.float32))
+        for band, value, usual in zip(index.bands, both[-1], magnitude, strict=True):
+            if given is not None and (abs(value) > 100 * usual or (name == "std" and value <= 0)):
+                raise UserError(
+                    f"--data.{name} is {value:g} for {band}, whose own is {usual:.2g}: give positive reflectance, "
+                    "DN times its scale"
+                )
     return both
 
 
@@ -318,19 +330,34 @@ def other_dates(config: PretrainConfig, index: ChipIndex, say: Callable[[str], N
     return Season(dates, probability)
 
 
-def make_monitor(config: PretrainConfig, index: ChipIndex, chips: Chips, crops: MultiCrop) -> Monitor:
-    """A fixed random draw of chips, standardized whole, with their most frequent label where there are labels."""
+def make_monitor(
+    config: PretrainConfig, index: ChipIndex, chips: Chips, crops: MultiCrop, side: int, say: Callable[[str], None]
+) -> Monitor:
+    """A fixed random draw of chips, standardized, with their most frequent label where there are labels.
+
+    Args:
+        config: Of the run.
+        index: The chips.
+        chips: As stored.
+        crops: Knows how chips are standardized.
+        side: Pixels of a chip that are watched, what the patches of a ViT cover.
+        say: Takes a line.
+    """
     rng = np.random.default_rng(config.seed)
     positions = rng.choice(len(index), min(MONITORED, len(index)), replace=False)
     labels = None
     if config.data.labels:
         labels = dominant_labels(index, positions, Path(config.data.labels))
-        positions, labels = positions[labels >= 0], labels[labels >= 0]
+        if len(set(index.scene_numbers(positions[labels >= 0]))) < 2:
+            say(f"no kNN score is watched: it wants chips of two scenes with labels in {config.data.labels}")
+            labels = None
+        else:
+            positions, labels = positions[labels >= 0], labels[labels >= 0]
     watched = [chips[int(p)] for p in positions]
     images = [standardize_chip(chip.reflectance(), chip.valid, crops.mean, crops.std) for chip in watched]
     scenes = index.scene_numbers(positions)
     return Monitor(
-        torch.from_numpy(np.stack(images)),
+        torch.from_numpy(np.stack(images)[..., :side, :side]),
         None if labels is None else torch.from_numpy(labels),
         torch.from_numpy(scenes.astype(np.int64)),
     )
@@ -349,9 +376,9 @@ def report(config: PretrainConfig, run: Run) -> None:
         print(f"{run.folder} is complete but for report.html, which failed with {type(error).__name__}: {error}")
 
 
-def default_workers(world: int) -> int:
-    """Loader processes of a rank: one less than the cores it has, at most 8."""
-    return min(8, max(0, len(os.sched_getaffinity(0)) // world - 1))
+def default_workers(ranks: int) -> int:
+    """Loader processes of each of the ranks of this machine: one less than the cores it has, at most 8."""
+    return min(8, max(0, len(os.sched_getaffinity(0)) // ranks - 1))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,19 @@ from ssl_geo.views.multicrop import MultiCrop
 class State:
     """What a checkpoint holds: the method, its optimizer, and how far the run is."""
 
-    def __init__(self, config: PretrainConfig, index: ChipIndex, crops: MultiCrop, ranks: Ranks) -> None:
+    def __init__(
+        self,
+        config: PretrainConfig,
+        index: ChipIndex,
+        crops: MultiCrop,
+        ranks: Ranks,
+        checkpoint: dict[str, Any] | None = None,
+    ) -> None:
+        """Build it at step 0, or go back to where a checkpoint was.
+
+        Raises:
+            UserError: The checkpoint is of another backbone or head, or of a longer run.
+        """
         dino, optim = config.dino, config.optim
         assert config.steps is not None  # all of these were filled in by resolve
         assert dino.out_dim is not None
@@ -53,7 +65,7 @@ class State:
             config.backbone.name,
             len(index.bands),
             [recipe.size for recipe in crops.recipes],
-            weights=config.backbone.weights,
+            weights=config.backbone.weights if checkpoint is None else None,
             bands=index.bands,
             checkpointing=config.backbone.checkpointing,
             **config.backbone.arguments,
@@ -85,6 +97,9 @@ class State:
         self.method.distribute(partial(distributed.wrap, ranks=ranks))
         self.optimizer = adamw(self.method.student)
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=self.dtype == torch.float16)
+        self._gsd = index.gsd
+        if checkpoint is not None:
+            self._load(checkpoint)
 
     def set_step_values(self, step: int) -> tuple[float, float]:
         """Give the optimizer the learning rate and weight decay of a step, and return them."""
@@ -102,7 +117,7 @@ class State:
             scale=self.index.scale,
             offset=self.index.offset,
             chip_size=self.index.chip_size,
-            gsd=10.0,
+            gsd=self._gsd,
             method="dino",
             seed=self.config.seed,
             step=self.step,
@@ -123,13 +138,17 @@ class State:
             "versions": {"ssl_geo": ssl_geo.__version__, "torch": str(torch.__version__)},
         }
 
-    def load(self, checkpoint: dict[str, Any]) -> None:
-        """Go back to where a checkpoint was.
-
-        Raises:
-            UserError: It is of another backbone or head, or of a longer run.
-        """
+    def _load(self, checkpoint: dict[str, Any]) -> None:
         _refuse_other_tensors(self.method.state_dict(), checkpoint["method"])
+        own, given = (
+            [len(group["params"]) for group in optimizer["param_groups"]]
+            for optimizer in (self.optimizer.state_dict(), checkpoint["optimizer"])
+        )
+        if own != given:
+            raise UserError(
+                f"the checkpoint does not fit the settings: {given} tensors are trained with and without weight decay "
+                f"where {own} are wanted; leave out what changes --dino.norm_last_layer, or start anew with --out"
+            )
         if checkpoint["step"] > self.steps:
             raise UserError(f"--steps {self.steps} is less than the {checkpoint['step']} that the run has done")
         self.method.load_state_dict(checkpoint["method"])

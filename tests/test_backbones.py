@@ -21,7 +21,9 @@ from ssl_geo.backbones import (
     describe_backbone,
     drop_unused_tokens,
     export_backbone,
+    is_transformer,
     load_backbone,
+    outline,
     required_multiple,
     untrained,
 )
@@ -60,6 +62,19 @@ def refusal(action: Callable[[], object]) -> str:
 
 
 # Making
+
+
+@pytest.mark.parametrize(
+    ("name", "transformer"),
+    [
+        *((name, True) for name in ("vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "pvt_v2_b0", "levit_128s")),
+        *((name, True) for name in ("twins_svt_small", "eva02_tiny_patch14_224", "convit_tiny")),
+        *((name, False) for name in ("resnet10t", "seresnet50", "skresnet18", "convnext_atto", "efficientnet_b0")),
+    ],
+)
+def test_what_attends_is_a_transformer(name: str, transformer: bool) -> None:
+    """Most hierarchical transformers were once taken for convolutional nets, which bear eight times the rate."""
+    assert is_transformer(outline(name)) is transformer
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -187,8 +202,8 @@ def test_the_users_arguments_go_first() -> None:
 )
 def test_required_multiple_is_the_patch_where_patches_do_not_overlap(kind: str, multiple: int) -> None:
     name, arguments = KINDS[kind]
-    assert required_multiple(name, **arguments) == multiple
-    assert required_multiple("pvt_v2_b0") == 1  # its embedding has kernels of 7 pixels, but with stride 4
+    assert required_multiple(outline(name, **arguments)) == multiple
+    assert required_multiple(outline("pvt_v2_b0")) == 1  # its embedding has kernels of 7 pixels, but with stride 4
     sizes = ((multiple * 9, multiple * 7) if multiple > 1 else (45, 37),)
     assert make(kind, sizes=sizes).eval()(torch.randn(1, 10, *sizes[0])).ndim == 2
 

@@ -226,6 +226,42 @@ def test_a_signal_during_the_start_leaves_at_once(tmp_path, arguments, monkeypat
     assert main(pretrain_config(["--resume", str(tmp_path / "run")])) == 0
 
 
+LOADER = """
+import os, sys
+import ssl_geo.pretrain
+from ssl_geo.config import pretrain_config
+from ssl_geo.errors import one_line_errors
+from ssl_geo.imagery.scenes import UnreadableError
+feed = ssl_geo.pretrain.feed
+def feed_that_breaks(dataset, order, **more):
+    for number, batch in enumerate(feed(dataset, order, **more)):
+        if number == 3 and os.environ["RANK"] == sys.argv[1]:
+            raise UnreadableError("scene.tif cannot be read")
+        yield batch
+ssl_geo.pretrain.feed = feed_that_breaks
+with one_line_errors("ssl_geo.pretrain"):
+    sys.exit(ssl_geo.pretrain.main(pretrain_config(sys.argv[2:])))
+"""
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_where_one_of_two_ranks_cannot_read_both_leave_and_the_run_is_saved(tmp_path, arguments, rank):
+    """It said "saved" on a rank that saves nothing, while the main one waited for it inside a step."""
+    (tmp_path / "rank.py").write_text(LOADER)
+    settings, run = [*arguments, "--steps", "6"], tmp_path / "run"
+    command = [*(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")]
+    command += [str(tmp_path / "rank.py"), rank, *settings, "--out", str(run)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environment["PYTHONPATH"] = str(Path(ssl_geo.pretrain.__file__).parents[1])
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode != 0
+    assert f"scene.tif cannot be read; saved at step 3 of 6: mend the file, then --resume {run}" in done.stderr
+    assert runs.last_checkpoint(run)["step"] == 3
+    assert main(pretrain_config(["--resume", str(run)])) == 0
+    pretrain(tmp_path / "one", settings)
+    assert losses(run) == pytest.approx(losses(tmp_path / "one"), abs=1e-5)
+
+
 RANK = """
 import os, signal, sys
 import ssl_geo.pretrain

@@ -2,10 +2,12 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +17,14 @@ import torch
 import yaml
 from safetensors import safe_open
 
+import ssl_geo.pretrain
 from ssl_geo import load_backbone
 from ssl_geo.config import pack_config, pretrain_config
 from ssl_geo.errors import UserError
 from ssl_geo.imagery.geotiff import write_geotiff
 from ssl_geo.pack import main as pack
-from ssl_geo.pretrain import main, mind_skips, prepare
-from ssl_geo.training import runs
+from ssl_geo.pretrain import default_workers, main, mind_skips, prepare
+from ssl_geo.training import distributed, runs
 
 TINY = [
     *("--data.chip_size", "32", "--views.local_count", "2", "--optim.batch_size", "4"),
@@ -314,13 +317,7 @@ def test_a_skipped_step_names_both_dates_that_its_views_show(tmp_path, arguments
 
 
 def test_a_run_is_resumed_from_another_working_directory(tmp_path, imagery, monkeypatch):
-    labels = tmp_path / "labels"
-    labels.mkdir()
-    for scene in imagery.iterdir():
-        with rasterio.open(scene) as dataset:
-            grid = {"crs": dataset.crs.to_string(), "transform": dataset.transform}
-        classes = np.arange(9000, dtype=np.uint8).reshape(1, 100, 90) % 3
-        write_geotiff(labels / scene.name, classes, **grid)
+    labels = write_labels(tmp_path / "labels", imagery.iterdir())
     monkeypatch.chdir(imagery.parent)
     settings = ["--data", imagery.name, "--data.labels", os.path.relpath(labels), "--data.bands", "B02", "B08"]
     settings += [*TINY, "--data.cache", str(tmp_path / "cache"), "--log.checkpoint_every", "1", "--log.keep", "9"]
@@ -330,6 +327,96 @@ def test_a_run_is_resumed_from_another_working_directory(tmp_path, imagery, monk
     monkeypatch.chdir(tmp_path)
     assert main(pretrain_config(["--resume", "run"])) == 0
     assert [line["step"] for line in read_log(run)] == [1, 2]
+
+
+def write_labels(folder: Path, scenes: Iterable[Path], value: int | None = None) -> Path:
+    """Labels 0 to 2 from pixel to pixel for scenes, or one value everywhere; 255 is ignored."""
+    folder.mkdir()
+    for scene in scenes:
+        with rasterio.open(scene) as dataset:
+            grid = {"crs": dataset.crs.to_string(), "transform": dataset.transform}
+        classes = (
+            np.arange(9000, dtype=np.uint8).reshape(1, 100, 90) % 3 if value is None else np.full((1, 100, 90), value)
+        )
+        write_geotiff(folder / scene.name, classes.astype(np.uint8), **grid, nodata=255)
+    return folder
+
+
+@pytest.mark.parametrize(("labelled", "value"), [(1, None), (3, 255)], ids=["one scene", "all ignored"])
+def test_a_knn_score_that_says_nothing_is_left_out_and_said(tmp_path, imagery, arguments, capsys, labelled, value):
+    """With one scene nobody may vote, and class 0 was taken for everybody's choice; without labels it ended the run."""
+    scenes = sorted(imagery.iterdir())[:labelled]
+    labels = write_labels(tmp_path / "labels", scenes, value)
+    seen = ["--data", *map(str, scenes), "--data.labels", str(labels)]
+    log = pretrain(tmp_path / "run", [*arguments, *seen], "--steps", "1")
+    assert "no kNN score is watched: it wants chips of two scenes with labels" in capsys.readouterr().out
+    assert "knn_accuracy" not in log[-1]
+    assert "effective_rank" in log[-1]
+
+
+def test_chips_that_patches_do_not_cover_are_watched_without_what_is_left_over(tmp_path, arguments):
+    """The first look at the embeddings ended the run, before its first checkpoint: BigEarthNet's 120 pixels, ViT/16."""
+    log = pretrain(tmp_path / "run", arguments, *VIT, "--data.chip_size", "36", "--steps", "1")
+    assert log[-1]["effective_rank"] > 1
+
+
+def test_resuming_writes_the_backbone_that_a_full_disk_kept_from_being_written(
+    tmp_path, arguments, monkeypatch, capsys
+):
+    """It ended with exit code 0 and named the backbone of the checkpoint before as that of the last step."""
+    run, export = tmp_path / "run", ssl_geo.pretrain.export_backbone
+
+    def full(folder, backbone, description):
+        if description["step"] == 4:
+            raise UserError("no space left")
+        export(folder, backbone, description)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ssl_geo.pretrain, "export_backbone", full)
+        with pytest.raises(UserError, match="no space left"):
+            pretrain(run, arguments, "--steps", "4", "--log.checkpoint_every", "2")
+    assert json.loads((run / "backbone.json").read_text())["step"] == 2
+    assert main(pretrain_config(["--resume", str(run)])) == 0
+    assert json.loads((run / "backbone.json").read_text())["step"] == 4
+    checkpoint = torch.load(runs.checkpoints(run)[-1], weights_only=True)
+    assert same_tensors(checkpoint["backbone"], load_backbone(run).state_dict())
+
+
+def test_a_run_goes_on_without_the_weights_that_it_started_from(tmp_path, arguments):
+    weights, run = tmp_path / "weights", tmp_path / "run"
+    pretrain(weights, arguments, "--steps", "1")
+    settings = ("--backbone.weights", str(weights), "--steps", "3", "--log.checkpoint_every", "1", "--log.keep", "9")
+    whole = losses(pretrain(run, arguments, *settings))
+    shutil.rmtree(weights)
+    for path in runs.checkpoints(run)[1:]:
+        path.unlink()
+    assert main(pretrain_config(["--resume", str(run)])) == 0
+    assert losses(read_log(run)) == whole
+
+
+def test_prototypes_that_were_not_trained_are_not_resumed_as_trained_ones(tmp_path, arguments):
+    """Names and shapes agree, so that the optimizer's own error came through."""
+    pretrain(tmp_path / "run", arguments, "--steps", "1")
+    resume = ["--resume", str(tmp_path / "run"), "--resume_changed", "--dino.norm_last_layer", "false"]
+    with pytest.raises(UserError, match=r"the checkpoint does not fit the settings: .* --dino.norm_last_layer"):
+        main(pretrain_config(resume))
+
+
+@pytest.mark.parametrize(("name", "values"), [("mean", "1000"), ("std", "-0.1")])
+def test_statistics_in_dn_are_refused(tmp_path, arguments, name, values):
+    """Means in DN once trained to the end: every chip was near the same dark image."""
+    with pytest.raises(
+        UserError, match=rf"--data.{name} is {values} for B02, whose own is 0.\d+: give positive reflec"
+    ):
+        pretrain(tmp_path / "run", arguments, f"--data.{name}", *[values] * 5, "--steps", "1")
+
+
+def test_loader_processes_are_shared_out_among_the_ranks_of_one_machine(monkeypatch):
+    """Cores of this machine were once divided by the ranks of all machines: none for 32 ranks of four."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(96))
+    assert [default_workers(ranks) for ranks in (1, 8, 32, 96)] == [8, 8, 2, 0]
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert distributed.setup("cpu").on_this_machine == 8
 
 
 def command(*arguments: str) -> list[str]:
@@ -378,11 +465,15 @@ def test_accumulated_micro_batches_give_the_losses_of_one_batch(tmp_path, argume
     assert two == pytest.approx(one, abs=1e-5)
 
 
-def test_a_step_that_is_not_finite_is_skipped_counted_and_given_up(tmp_path, arguments, capsys):
+def test_a_step_that_is_not_finite_is_skipped_counted_and_given_up(tmp_path, arguments, monkeypatch, capsys):
+    step = ssl_geo.pretrain.train_step
+
+    def step_without_numbers(method, optimizer, scaler, views, number, **more):
+        return step(method, optimizer, scaler, [view * float("nan") for view in views], number, **more)
+
+    monkeypatch.setattr(ssl_geo.pretrain, "train_step", step_without_numbers)
     with pytest.raises(UserError, match="2 steps in a row were not finite"):
-        pretrain(
-            tmp_path / "run", arguments, "--steps", "9", "--optim.max_skipped", "1", "--dino.student_temp", "1e-45"
-        )
+        pretrain(tmp_path / "run", arguments, "--steps", "9", "--optim.max_skipped", "1")
     assert "not finite, skipped" in capsys.readouterr().out
 
 

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
+from rasterio.crs import CRS
 
 from ssl_geo.errors import UserError, nearest
 from ssl_geo.files import written_whole
@@ -104,6 +105,15 @@ class ChipIndex:
     def offset(self) -> float | None:
         """DN added before scaling where all chips share it, else None."""
         return _shared(self.table["offset"])
+
+    @property
+    def gsd(self) -> float | None:
+        """Metres a pixel where all chips share it, to a hundredth, and have a CRS in metres; else None."""
+        if not all(map(_in_metres, self.table["crs"].unique().to_pylist())):
+            return None
+        across = (self.table["right"].to_numpy() - self.table["left"].to_numpy()) / self.chip_size
+        gsd = round(float(across[0]), 2)
+        return gsd if np.abs(across - gsd).max() < 0.01 else None
 
     def scene_numbers(self, positions: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int64]:
         """For chips by number, the numbers (N,) of their scenes: equal where they are of one scene."""
@@ -350,6 +360,11 @@ def _build(found: Sequence[FoundScene], settings: IndexSettings, *, workers: int
         notes=tuple(_notes(scenes)),
         fingerprint=fingerprint,
     )
+
+
+def _in_metres(name: str | None) -> bool:
+    crs = CRS.from_user_input(name) if name else None
+    return crs is not None and crs.is_projected and crs.linear_units_factor[1] == 1.0
 
 
 def _shared(column: pa.ChunkedArray) -> float | None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import datetime
 import inspect
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -19,6 +19,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from ssl_geo.errors import UserError
+
+Batch = TypeVar("Batch")
 
 # Other ranks wait this long while the main one indexes an archive.
 _PATIENCE = datetime.timedelta(hours=3)
@@ -32,12 +34,14 @@ class Ranks:
         rank: Its number over all machines, 0 to world - 1.
         world: How many there are.
         local_rank: Its number on this machine.
+        on_this_machine: How many there are on it.
         device: Where it computes.
     """
 
     rank: int
     world: int
     local_rank: int
+    on_this_machine: int
     device: torch.device
 
     @property
@@ -56,7 +60,7 @@ class Ranks:
 
 
 def setup(device: str = "auto") -> Ranks:
-    """Join the processes that torchrun started (it sets RANK, WORLD_SIZE and LOCAL_RANK); else be the only one.
+    """Join the processes that torchrun started (it sets RANK, WORLD_SIZE, LOCAL_RANK, ...); else be the only one.
 
     GPU tensors go by NCCL, CPU tensors by gloo.
 
@@ -86,7 +90,7 @@ def setup(device: str = "auto") -> Ranks:
         store = PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
         backend = "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=_PATIENCE)
-    return Ranks(rank, world, local_rank, place)
+    return Ranks(rank, world, local_rank, int(os.environ.get("LOCAL_WORLD_SIZE", 1)), place)
 
 
 def shutdown() -> None:
@@ -118,6 +122,26 @@ def any_rank(flag: bool) -> bool:
     said = torch.tensor(int(flag))
     dist.all_reduce(said, dist.ReduceOp.MAX)
     return bool(said)
+
+
+def together(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """Pass batches on while every process has one; where one's loader has ended or failed, all of them end.
+
+    Raises:
+        Exception: What this process's own loader raised, once the others have saved and met it at a `barrier`.
+    """
+    iterator, failed = iter(batches), None
+    while True:
+        try:
+            batch = next(iterator, None)
+        except Exception as error:
+            batch, failed = None, error
+        if any_rank(batch is None) or batch is None:
+            break
+        yield batch
+    if failed is not None:
+        barrier()
+        raise failed
 
 
 def barrier() -> None:

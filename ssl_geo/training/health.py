@@ -36,7 +36,7 @@ def knn_accuracy(embeddings: Tensor, labels: Tensor, groups: Tensor, neighbours:
     """Share of chips whose most similar chips of *other* scenes vote for their class (cosine similarity).
 
     Args:
-        embeddings: (N, D).
+        embeddings: (N, D), of two scenes or more.
         labels: (N,) class of each chip.
         groups: (N,) scene of each chip; a chip's own scene never votes, neighbouring chips are too alike.
         neighbours: Number of votes, weighted by similarity as in DINO's kNN (temperature 0.07).

@@ -150,20 +150,27 @@ def checkpoints(folder: Path) -> list[Path]:
 def last_checkpoint(folder: Path, say: Callable[[str], None] = print) -> dict[str, Any] | None:
     """Read the run's last checkpoint that is whole, or None where it was stopped before its first.
 
-    One that is not is set aside under another name, and said.
+    Those after it are set aside under another name, and said; where all are torn they stay as they are.
 
     Raises:
         UserError: All are torn.
     """
-    found = checkpoints(folder)
-    for path in reversed(found):
+    torn: list[tuple[Path, UserError]] = []
+    for path in reversed(checkpoints(folder)):
         try:
-            return load_checkpoint(path)
+            content = load_checkpoint(path)
         except UserError as error:
-            path.rename(path.with_name(f"torn-{path.name}"))
-            say(f"{error}; set aside as torn-{path.name}, going back to the one before")
-    if found:
-        raise UserError(f"{folder} holds no checkpoint that can be read, {len(found)} are torn: start anew with --out")
+            torn.append((path, error))
+            continue
+        for other, why in torn:
+            other.rename(other.with_name(f"torn-{other.name}"))
+            say(f"{why}; set aside as torn-{other.name}, going back to {path.name}")
+        return content
+    if torn:
+        raise UserError(
+            f"{folder} holds no checkpoint that can be read: {torn[0][1]}"
+            f"{f', and so {len(torn) - 1} more' if len(torn) > 1 else ''}; start anew with --out"
+        )
     return None
 
 

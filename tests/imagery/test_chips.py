@@ -52,6 +52,28 @@ def test_chips_cover_every_pixel_and_stay_inside(length: int, chip_size: int) ->
     assert covered.max() <= 2
 
 
+@pytest.mark.parametrize(
+    ("grids", "gsd"),
+    [
+        ([("EPSG:32632", 20.0), ("EPSG:32633", 20.0)], 20.0),
+        ([("EPSG:32632", 10.0), ("EPSG:32632", 20.0)], None),
+        ([("EPSG:4326", 1e-4)], None),
+        ([("EPSG:2263", 30.0)], None),  # in feet
+        ([(None, 10.0)], None),
+    ],
+)
+def test_metres_a_pixel_are_those_of_the_grids(
+    tmp_path: Path, grids: list[tuple[str | None, float]], gsd: float | None
+):
+    """They were 10 whatever the grid was, and so said backbone.json."""
+    for number, (crs, step) in enumerate(grids):
+        transform = None if crs is None else (step, 0.0, 30.0, 0.0, -step, 40.0)
+        dn = np.random.default_rng(number).integers(1, 4000, (3, 32, 32), dtype=np.uint16)
+        name = f"S2A_MSIL2A_2018061{number}T103021_N0208_R108_T32UPU.tif"
+        write_geotiff(tmp_path / name, dn, crs=crs, transform=transform, descriptions=list(RGB))
+    assert build(tmp_path).gsd == gsd
+
+
 def test_index_of_one_scene_against_a_slow_reference(
     tmp_path: Path, write_stack: WriteStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -587,7 +587,8 @@ def train(method: DINO, rank: int, world: int, accumulate: int) -> dict[str, Ten
 
 
 CASES = {"batchnorm": (Convolutional, 1), "accumulated": (Affine, 2)}
-ranks = distributed.Ranks(int(os.environ.get("RANK", 0)), 2, int(os.environ.get("LOCAL_RANK", 0)), torch.device("cpu"))
+rank = int(os.environ.get("RANK", 0))
+ranks = distributed.Ranks(rank, 2, rank, 2, torch.device("cpu"))
 
 
 def one_of_two(out: Path) -> None:

@@ -141,6 +141,17 @@ def test_a_torn_checkpoint_gives_way_to_the_one_before(run, share):
     assert [p.name for p in runs.checkpoints(run)] == ["step-00000001.pt"]
 
 
+def test_where_all_checkpoints_are_torn_a_second_try_does_not_start_anew(run):
+    """The first try set them aside, and so the next found none, started at step 0 and cut the log off."""
+    for step in (1, 2):
+        path = runs.save_checkpoint(run, step, content(step), keep=2)
+        path.write_bytes(path.read_bytes()[:50])
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"no checkpoint that can be read: .*-00000002.pt .*, and so 1 more; start"):
+            runs.last_checkpoint(run)
+    assert len(runs.checkpoints(run)) == 2
+
+
 @given(st.data())
 @settings(max_examples=60, deadline=None)
 def test_a_changed_byte_is_noticed_or_changes_nothing(data):
@@ -168,7 +179,7 @@ def test_what_is_no_checkpoint_is_refused(run, tmp_path):
     with pytest.raises(UserError, match="has no 'step'"):
         runs.load_checkpoint(tmp_path / "other.pt")
     (run / "checkpoints" / "step-00000001.pt").write_bytes(b"nothing")
-    with pytest.raises(UserError, match="no checkpoint that can be read, 1 are torn"):
+    with pytest.raises(UserError, match=r"no checkpoint that can be read: .* is torn"):
         runs.last_checkpoint(run)
 
 
