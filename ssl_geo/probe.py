@@ -10,6 +10,7 @@ if __name__ == "__main__":  # settings first: --help answers before torch is imp
 
 import datetime
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,11 @@ import torch
 from torch import Tensor, nn
 
 import ssl_geo
-from ssl_geo.backbones import load_backbone, untrained
+from ssl_geo.backbones import load_backbone, required_multiple, untrained
 from ssl_geo.figures import readable_layer
 from ssl_geo.imagery.labelled import LabelledChips
 from ssl_geo.imagery.maps import write_class_map
+from ssl_geo.imagery.pairing import scene_name
 from ssl_geo.imagery.sensors import DEFAULT_BANDS
 from ssl_geo.probing.enlarging import dense_features
 from ssl_geo.probing.features import Extractor, auto_layers, list_layers
@@ -59,10 +61,10 @@ def main(config: ProbeConfig) -> int:
         print("\n".join(str(layer) for layer in list_layers(backbone)))
         return 0
     out = Path(config.out or f"runs/probe-{datetime.datetime.now():%Y%m%d-%H%M%S}")
-    if out.exists() and any(out.iterdir()):
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out {out} is in use; name another folder")
 
-    task = labelled_task(config, backbone.description)
+    task = labelled_task(config, backbone.description, multiple=required_multiple(backbone))
     train, validation = task.split.chips("train"), task.split.chips("val")
     test = TestChips(task.split.chips("test"), task.split.block[task.split.chips("test")], task.num_classes)
     layers = chosen_layers(config, backbone)
@@ -79,6 +81,7 @@ def main(config: ProbeConfig) -> int:
     probed = "linear probe @ all layers" + (f" and {PIXELS}" if config.pixels else "")
     folders = {prefix: features_folder(config, sources[prefix], task, seen if prefix else ()) for prefix in sources}
     weights = class_weights(task.chips.class_pixels[train]) if config.class_weights else None
+    balance = None if weights is None else weights.double().numpy()
     splits = task.split.report.lines(task.chips.names)
     if len(seen):
         splits.append(f"{UNTRAINED.rstrip(', ')}: its batch normalization has seen {len(seen)} training chips")
@@ -126,7 +129,7 @@ def main(config: ProbeConfig) -> int:
             [(train, validation)],
             task.num_classes,
             rows=PIXEL_ROWS,
-            class_weights=None if weights is None else weights.double().numpy(),
+            class_weights=balance,
         )
         linear.head.to(device)
         fitted = {probed: linear}
@@ -135,7 +138,13 @@ def main(config: ProbeConfig) -> int:
         candidates += [] if prefix else list(zip(scored, fitted, fitted.values(), strict=True))
         clock.lap("linear probes")
     results += score_rivals(
-        task.rival_chip, task.chips.bands, task.chips.class_pixels, [(train, validation)], test, rows=PIXEL_ROWS
+        task.rival_chip,
+        task.chips.bands,
+        task.chips.class_pixels,
+        [(train, validation)],
+        test,
+        rows=PIXEL_ROWS,
+        class_weights=balance,
     )
     clock.lap("baselines")
 
@@ -324,6 +333,7 @@ def write_maps(
     folder.mkdir()
     chips, size, context, written = task.chips, task.chips.chip_size, task.chips.context, []
     core = np.s_[context : context + size, context : context + size]
+    named: Counter[str] = Counter()
     for number in np.unique(chips.scene[task.split.chips("test")]).tolist():
         scene = chips.scenes[number].scene
         classes = np.full((scene.height, scene.width), 255, np.uint8)
@@ -335,7 +345,10 @@ def write_maps(
                 inside = np.s_[: place.shape[0], : place.shape[1]]
                 valid = chips[chip].valid[core][inside]
                 place[valid] = values[core][inside][valid]
-        path = folder / f"{Path(scene.path).stem}.tif"
+        name_of_scene = scene_name(Path(scene.path))
+        named[name_of_scene] += 1
+        repeated = f"-{named[name_of_scene]}" if named[name_of_scene] > 1 else ""  # as in folders of dates
+        path = folder / f"{name_of_scene}{repeated}.tif"
         tags = {"checkpoint": config.ckpt, "head": name}
         write_class_map(path, classes, scene, chips.names, chips.ids, chips.colours, tags)
         written.append(path)

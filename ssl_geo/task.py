@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,8 +56,17 @@ class Task:
         return RivalChip(filled, standardize_chip(chip.reflectance, chip.valid, self.mean, self.std), chip.labels)
 
 
-def labelled_task(config: ProbeConfig, description: Mapping[str, Any]) -> Task:
-    """Pair images with labels, cut them into chips and split these by place."""
+def labelled_task(config: ProbeConfig, description: Mapping[str, Any], *, multiple: int = 1) -> Task:
+    """Pair images with labels, cut them into chips and split these by place.
+
+    Args:
+        config: Of the probe.
+        description: Of the backbone.
+        multiple: What the backbone wants heights and widths of images to be multiples of.
+
+    Raises:
+        UserError: What was given does not make a task.
+    """
     images, labels = [Path(path) for path in config.images], [Path(path) for path in config.labels]
     given = given_splits(Path(config.split.file)) if config.split.file else None
     if not images:
@@ -71,7 +81,12 @@ def labelled_task(config: ProbeConfig, description: Mapping[str, Any]) -> Task:
         ignore=config.ignore,
         **dataclasses.asdict(config.data),
     )
-    size = config.chip_size or (description.get("chip_size", 64) if config.images else SAMPLE_CHIP)
+    if len(ids := scenes[0].classes.ids) < 2:
+        raise UserError(
+            f"the labels hold one class, {', '.join(map(str, ids))}, which leaves nothing to tell apart; an id that is "
+            "declared as nodata is no class, unless --classes lists it"
+        )
+    size = chip_size(config, description, multiple)
     chips = LabelledChips(scenes, bands=description["bands"], chip_size=size, context=config.context)
     for line in [*chips.report(), *check_labelled(chips)]:
         print(line)
@@ -90,6 +105,24 @@ def labelled_task(config: ProbeConfig, description: Mapping[str, Any]) -> Task:
     if mean is None or std is None:  # a timm model: standardize with the training chips
         mean, std = chips.statistics(split.chips("train"))
     return Task(chips, split, np.asarray(mean, np.float32), np.asarray(std, np.float32))
+
+
+def chip_size(config: ProbeConfig, description: Mapping[str, Any], multiple: int) -> int:
+    """Side of a chip in pixels, such that with its context, enlarged, it is what the backbone takes.
+
+    Raises:
+        UserError: --chip_size is none that it takes.
+    """
+    multiple //= math.gcd(multiple, config.enlarge)
+    size: int = config.chip_size or (description.get("chip_size", 64) if config.images else SAMPLE_CHIP)
+    over = (size + 2 * config.context) % multiple
+    if (over and config.chip_size) or size <= over:
+        sides = [side for side in (size - over, size - over + multiple) if side > 0]
+        raise UserError(
+            f"--chip_size {size}{f' with --context {config.context}' if config.context else ''}: the backbone takes "
+            f"sides that are multiples of {multiple}; give --chip_size {' or '.join(map(str, sides))}"
+        )
+    return size - over
 
 
 def given_splits(file: Path) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """The probe as a user runs it, on a small world of labelled GeoTIFFs."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -21,6 +22,7 @@ from ssl_geo.probing.enlarging import dense_features
 from ssl_geo.probing.features import FeatureExtractor
 from ssl_geo.probing.normalizing import normalize
 from ssl_geo.probing.saved import load_head
+from ssl_geo.task import chip_size
 
 GRID = {"crs": "EPSG:32632", "transform": (10.0, 0.0, 6e5, 0.0, -10.0, 5.4e6)}
 
@@ -254,6 +256,9 @@ def test_real_labels_give_a_report_and_maps_over_their_images(name, shared_data,
     assert found[12] > 0.999 * found.max()  # of the 25 shifts the one by nothing; labels have slips of their own
 
 
+VIT = ["--ckpt", "random:vit_tiny_patch16_224", "--layers", "auto", "--chip_size", "36"]
+
+
 @pytest.mark.parametrize(
     ("more", "words"),
     [
@@ -273,6 +278,8 @@ def test_real_labels_give_a_report_and_maps_over_their_images(name, shared_data,
         (["--ckpt", "random:resnet1"], "resnet1"),
         (["--device", "cuda"], "--device cpu"),
         (["--chip_size", "0"], "--chip_size 0"),
+        (VIT, "--chip_size 36: the backbone takes sides that are multiples of 16; give --chip_size 32 or 48"),
+        ([*VIT, "--context", "3"], "--chip_size 36 with --context 3: the backbone takes sides that are"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
@@ -282,6 +289,65 @@ def test_wrong_input_is_one_line_and_nothing_is_written(world, tmp_path, more, w
     assert words in str(error.value)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_chips_of_the_sample_are_as_large_as_a_transformer_takes_them():
+    """The plainest command with a ViT ended in an assertion of timm's: 120 pixels, patches of 16."""
+    config = probe_config(["--ckpt", "random:vit_tiny_patch16_224"])
+    assert [chip_size(config, {}, multiple) for multiple in (1, 8, 14, 16, 32)] == [120, 120, 112, 112, 96]
+    config.context = 4
+    assert chip_size(config, {}, 16) == 120
+    config.images = ["any"]
+    config.context, config.enlarge = 0, 2
+    assert chip_size(config, {"chip_size": 36}, 16) == 32
+    assert chip_size(config, {"chip_size": 36}, 8) == 36
+
+
+def test_baselines_have_the_class_weights_of_the_heads(world, tmp_path, monkeypatch):
+    given = {}
+
+    def rivals(*_: object, **settings: object) -> list[object]:
+        given.update(settings)
+        raise UserError("enough")
+
+    monkeypatch.setattr(ssl_geo.probe, "score_rivals", rivals)
+    with pytest.raises(UserError, match="enough"):
+        main(arguments(world, tmp_path, "--class_weights", "true"))
+    assert given["class_weights"].shape == (2,)
+    assert given["class_weights"].mean() == pytest.approx(1, abs=0.2)
+
+
+def test_an_out_that_is_a_file_is_refused(world, tmp_path):
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(UserError, match="out is in use"):
+        main(arguments(world, tmp_path))
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+def test_labels_of_one_class_are_no_question(world, tmp_path):
+    """A mask of 0 and 1 that declares 0 as nodata gave mIoU 1.000, for sure."""
+    labels = tmp_path / "labels"
+    labels.mkdir()
+    (path,) = (world / "labels").iterdir()
+    with rasterio.open(path) as dataset:
+        ids = dataset.read()
+    write_geotiff(labels / path.name, (ids == 7).astype(np.uint8), nodata=0, **GRID)
+    with pytest.raises(UserError, match=r"the labels hold one class, 1, .* unless --classes lists it"):
+        main(arguments(world, tmp_path, "--labels", str(labels)))
+    assert main(arguments(world, tmp_path, "--labels", str(labels), "--classes", "0", "1")) == 0
+
+
+def test_maps_of_images_with_one_name_are_all_kept(world, tmp_path):
+    """Folders of dates hold files of one name: the later map replaced the earlier one."""
+    images, labels = tmp_path / "images", tmp_path / "labels"
+    labels.mkdir()
+    (image,), (label,) = (world / "images").iterdir(), (world / "labels").iterdir()
+    shutil.copy(label, labels / "site.tif")
+    for date in ("20200101", "20210101"):
+        (images / date).mkdir(parents=True)
+        shutil.copy(image, images / date / "site.tif")
+    assert main(arguments(world, tmp_path, "--images", str(images), "--labels", str(labels))) == 0
+    assert sorted(path.name for path in (tmp_path / "out" / "maps").iterdir()) == ["site-2.tif", "site.tif"]
 
 
 def test_images_without_labels_are_no_question(tmp_path):

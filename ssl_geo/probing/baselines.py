@@ -121,6 +121,7 @@ def fit_pixels(
     limit: int | None = 50_000,
     ignore: int = 255,
     seed: int = 0,
+    class_weights: npt.NDArray[np.float64] | None = None,
 ) -> PixelClassifier:
     """Multinomial logistic regression (scikit-learn) on standardized features of single pixels.
 
@@ -132,6 +133,7 @@ def fit_pixels(
         limit: Most training pixels, drawn by seed; None takes all.
         ignore: The label that is left out.
         seed: Of that draw.
+        class_weights: (C,) in the loss, a mean weighted by them.
 
     Returns:
         The classifier; it predicts the one class everywhere where training holds only one.
@@ -148,8 +150,10 @@ def fit_pixels(
     if len(np.unique(target)) == 1:
         return PixelClassifier(DummyClassifier(strategy="most_frequent").fit(rows, target), num_classes)
     # Bands, logs and indices are nearly collinear: stopped at 1e-3 the baseline would be weaker than it is.
-    logistic = LogisticRegression(C=1 / (penalty * len(target)), max_iter=3000, tol=1e-4)
-    return PixelClassifier(make_pipeline(StandardScaler(), logistic).fit(rows, target), num_classes)
+    weights = np.ones(len(target)) if class_weights is None else class_weights[target]
+    logistic = LogisticRegression(C=1 / (penalty * weights.sum()), max_iter=3000, tol=1e-4)
+    pipeline = make_pipeline(StandardScaler(), logistic)
+    return PixelClassifier(pipeline.fit(rows, target, logisticregression__sample_weight=weights), num_classes)
 
 
 # --- random convolutions -------------------------------------------------------------------------------------------

@@ -43,6 +43,7 @@ def score_rivals(
     *,
     rows: int,
     penalties: Sequence[float] = PENALTIES,
+    class_weights: npt.NDArray[np.float64] | None = None,
 ) -> list[ModelResult]:
     """Fit and test logistic regression on single pixels, the linear probe on random convolutions, the majority class.
 
@@ -54,6 +55,7 @@ def score_rivals(
         test: Chips to test on.
         rows: Most training pixels.
         penalties: λ of random convolutions' probe, as of `fit_linear_chosen`.
+        class_weights: (C,) in the losses, as in those of the heads that are to beat them.
     """
     convolutions = RandomConvolutions(len(bands))
 
@@ -67,9 +69,11 @@ def score_rivals(
 
     whole = training_ground(folds)
     features, labels = sample_rows(spectra, whole, rows, seed=0)
-    pixels = fit_pixels(features.T, labels, test.num_classes, limit=None)
+    pixels = fit_pixels(features.T, labels, test.num_classes, limit=None, class_weights=class_weights)
     draw = partial(sample_rows, textures, seed=0)
-    linear, _ = fit_linear_chosen(draw, folds, test.num_classes, rows=rows, penalties=penalties)
+    linear, _ = fit_linear_chosen(
+        draw, folds, test.num_classes, rows=rows, penalties=penalties, class_weights=class_weights
+    )
     majority = majority_class(class_pixels[whole].sum(axis=0))
 
     tallies = {name: Tally(test) for name in ("pixels", "random convolutions", "majority class")}

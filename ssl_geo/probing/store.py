@@ -7,11 +7,13 @@ STORE/<key>/store.json      how many chips are done; names, channels, times
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -99,8 +101,36 @@ def extract(
         memory: Stores up to so many bytes are read into memory, larger ones stay memory-mapped.
         batch_size: Chips a pass.
         device: Where the backbone computes.
-        say: Takes lines about what was there already, and about features beyond float16.
+        say: Takes lines about what was there already, about features beyond float16, and about another probe that
+            computes the same features, which is waited for.
     """
+    folder.mkdir(parents=True, exist_ok=True)
+    with _alone(folder, say):
+        return _extract(extractor, read_chip, chips, folder, memory, batch_size, device, say)
+
+
+@contextmanager
+def _alone(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """Keep other processes out of a store; they wait."""
+    with (folder / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"another process computes these features, waiting for it: {folder}")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _extract(
+    extractor: Extractor,
+    read_chip: ReadChip,
+    chips: int,
+    folder: Path,
+    memory: int,
+    batch_size: int,
+    device: torch.device | None,
+    say: Callable[[str], None],
+) -> FeatureStore:
     began = time.perf_counter()
     extractor.model.eval()
     state = _read_state(folder)
@@ -147,7 +177,6 @@ def _fill(
     device: torch.device | None,
 ) -> bool:
     """Write the chips from `done` on; False where a feature does not fit the dtype."""
-    folder.mkdir(parents=True, exist_ok=True)
     arrays: list[npt.NDArray[Any]] = []
     bar = tqdm(total=chips, initial=done, unit="chip", desc="features", delay=2, dynamic_ncols=True)
     with bar:
@@ -179,6 +208,7 @@ def _open(
     paths = [folder / f"layer-{number}.npy" for number in range(len(batch) - 1)] + [folder / "labels.npy"]
     if done:
         return [open_stored(path, "r+") for path in paths]
+    _write_state(folder, {"done": 0, "dtype": str(dtype)})  # before what an earlier pass left is written over
     dtypes = [dtype] * (len(batch) - 1) + [np.dtype(np.uint8)]
     arrays: list[npt.NDArray[Any]] = []
     try:

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import ndimage
+from sklearn.linear_model import LogisticRegression
 
 from ssl_geo.errors import UserError
 from ssl_geo.probing.baselines import (
@@ -75,6 +76,24 @@ def test_pixels_are_classified_and_ignored_ones_are_not_read() -> None:
     assert (probabilities[[0, 4]] == 0).all()
     with pytest.raises(UserError, match="no valid pixel in train"):
         fit_pixels(features, np.full((40, 50), 255), 3)
+
+
+def test_classes_weigh_in_the_baseline_as_in_the_heads_that_are_to_beat_it() -> None:
+    """Heads with --class_weights were held against baselines without: +0.08 of landcover's gain was the loss alone."""
+    rng = np.random.default_rng(0)
+    labels = (rng.random(4000) < 0.1).astype(np.uint8)
+    features = (rng.normal(0, 1, (2, 4000)) + labels).astype(np.float32)
+    plain, weighted = (fit_pixels(features, labels, 2, class_weights=w) for w in (None, np.array([1 / 0.9, 1 / 0.1])))
+    recall = [(model.predict(features)[labels == 1] == 1).mean() for model in (plain, weighted)]
+    assert recall[0] < 0.5 < 0.7 < recall[1]
+    repeated = np.repeat(np.arange(4000), np.where(labels == 1, 9, 1))  # a chip of weight 9 is nine chips
+    nine = fit_pixels(features, labels, 2, class_weights=np.array([1.0, 9.0]), penalty=1e-3)
+    standardized = (features - features.mean(axis=1, keepdims=True)) / features.std(axis=1, keepdims=True)
+    scaler, logistic = nine.model[0], nine.model[1]
+    np.testing.assert_allclose(scaler.mean_, features.mean(axis=1), rtol=1e-4)
+    other = LogisticRegression(C=1 / (1e-3 * len(repeated)), max_iter=3000, tol=1e-6)
+    other.fit(standardized[:, repeated].T, labels[repeated])
+    np.testing.assert_allclose(logistic.coef_, other.coef_, rtol=0.02)
 
 
 def test_one_class_in_training_is_predicted_everywhere() -> None:

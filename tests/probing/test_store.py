@@ -1,4 +1,5 @@
 import json
+import threading
 
 import numpy as np
 import pytest
@@ -88,6 +89,68 @@ def test_overflow_of_float16_keeps_float32(tmp_path):
     assert np.isfinite(store.layers["stem"]).all()
     assert np.abs(store.layers["stem"]).max() > 65_504
     assert len(store) == 10
+
+
+def test_a_second_pass_that_is_interrupted_does_not_count_on_the_first(tmp_path):
+    """What float16 could not hold was begun anew, and a kill left chips of zeros that counted as done."""
+    net = Counting()
+
+    def late(stop):
+        def at(number):
+            image, labels = read(number)
+            if number == 70:  # beyond the sixteen batches after which progress is noted
+                image = image * np.float32(1e7)
+            nonlocal calls
+            calls += 1
+            if calls == stop:
+                raise KeyboardInterrupt
+            return image, labels
+
+        return at
+
+    extractor = FeatureExtractor(net, ["stem"], by="module", input_size=16)
+    given = {"memory": 10**9, "batch_size": 4, "say": lambda line: None}
+    calls = 0
+    whole = extract(extractor, late(0), 100, tmp_path / "whole", **given)
+    calls = 0
+    with pytest.raises(KeyboardInterrupt):  # 72 chips of the first pass, 8 of the second
+        extract(extractor, late(80), 100, tmp_path / "part", **given)
+    assert json.loads((tmp_path / "part" / "store.json").read_text())["done"] == 0
+    part = extract(extractor, late(0), 100, tmp_path / "part", **given)
+    assert part.layers["stem"].dtype == np.float32
+    np.testing.assert_array_equal(part.layers["stem"], whole.layers["stem"])
+    np.testing.assert_array_equal(part.labels, whole.labels)
+
+
+def test_two_probes_of_one_backbone_do_not_write_over_each_other(tmp_path):
+    """The second one's files replaced the first one's: chips of zeros, all of class 0, went into heads and scores."""
+    whole, said, stores = make(Counting(), tmp_path / "whole", chips=40), [], {}
+    begun, asked = threading.Event(), threading.Event()
+
+    def slow(number):
+        if number == 8:
+            begun.set()
+            assert asked.wait(60)  # until the other one is there
+        return read(number)
+
+    def say(line):
+        said.append(line)
+        asked.set()
+
+    def probe(name, source, **given):
+        extractor = FeatureExtractor(Counting(), ["stem", "norm"], by="module", input_size=16)
+        stores[name] = extract(extractor, source, 40, tmp_path / "s", memory=10**9, batch_size=4, **given)
+
+    first = threading.Thread(target=probe, args=("first", slow), kwargs={"say": lambda line: None})
+    first.start()
+    assert begun.wait(60)
+    probe("second", read, say=say)
+    first.join()
+    assert said[0].startswith("another process computes these features, waiting for it")
+    assert (stores["first"].passes, stores["second"].passes) == (40, 0)
+    for store in stores.values():
+        np.testing.assert_array_equal(store.layers["norm"], whole.layers["norm"])
+        np.testing.assert_array_equal(store.labels, whole.labels)
 
 
 def test_a_store_beyond_the_budget_stays_on_disk(tmp_path):
