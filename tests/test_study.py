@@ -160,7 +160,7 @@ def test_counts_of_all_seeds_are_added_and_each_seed_is_told(study, tmp_path, mo
         (run / "checkpoints").mkdir(parents=True)
         for step in range(10, 101, 10):
             (run / "checkpoints" / f"step-{step:08d}.pt").touch()
-        (run / "config.yaml").write_text("backbone: {name: any}\noptim: {batch_size: 64}\nseed: 0\n")
+        (run / "config.yaml").write_text("backbone: {name: any}\noptim: {batch_size: 64}\nseed: 0\ndata: {}\n")
     right, wrong = np.array([[9, 1], [1, 9]]), np.array([[5, 5], [5, 5]])
     asked = []
 
@@ -204,3 +204,33 @@ def test_each_seed_and_backbone_asked_for_is_a_run_of_its_own(study, tmp_path, m
     with pytest.raises(SystemExit):
         main.main()
     assert begun == [(name, settings, 0), (f"{name}-seed3", settings, 3)]
+
+
+def test_a_run_is_held_against_the_first_and_its_own_start_of_the_same_ground(study, monkeypatch):
+    ablation = study("ablation")
+    right, half, wrong = np.array([[8, 0], [0, 8]]), np.array([[6, 2], [2, 6]]), np.array([[4, 4], [4, 4]])
+    counts = {("a", 0): half, ("b", 0): right, ("start of a", 0): wrong, ("start of b", 0): half}
+    counts |= {("a", 1): wrong, ("b", 1): half, ("start of a", 1): wrong, ("start of b", 1): right}
+    scored = []
+
+    def score(source, labelled, mean, std, ways):
+        scored.append((source.timm, labelled.number))
+        return {way: np.stack([counts[source.timm, labelled.number]] * 3) for way in ways}
+
+    monkeypatch.setattr(ablation, "standardizing", lambda run, labelled: (0, 1))
+    monkeypatch.setattr(ablation, "backbone_of", lambda run, labelled: SimpleNamespace(timm=run.name))
+    monkeypatch.setattr(ablation, "described", lambda run: {"seed": 0, "data": {}})
+    monkeypatch.setattr(ablation, "untrained", lambda backbone, seed: SimpleNamespace(timm=f"start of {backbone.timm}"))
+    monkeypatch.setattr(ablation, "normalized_by", lambda run, network, bands: network)
+    monkeypatch.setattr(ablation, "score_backbone", score)
+    grounds = [SimpleNamespace(name=f"ground {k}", number=k, chips=SimpleNamespace(bands=())) for k in range(2)]
+    first, starts, gains = {}, {}, []
+    for run in ("a", "b", "a"):
+        for labelled in grounds:
+            row = ablation.compared(Path(run), labelled, first, starts)
+            gains.append([row[name]["value"] for name in ("miou", "against_first", "over_normalized")])
+    miou = {"right": 1.0, "half": 6 / 10, "wrong": 4 / 12}
+    a = [[miou["half"], 0, miou["half"] - miou["wrong"]], [miou["wrong"], 0, 0]]
+    b = [[1, 1 - miou["half"], 1 - miou["half"]], [miou["half"], miou["half"] - miou["wrong"], miou["half"] - 1]]
+    np.testing.assert_allclose(gains, [*a, *b, *a], atol=1e-12)
+    assert Counter(scored) == {key: 1 if key[0].startswith("start") else (2 if key[0] == "a" else 1) for key in counts}

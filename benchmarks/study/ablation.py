@@ -1,12 +1,14 @@
 """What each part of the recipe is worth: short runs that differ in one setting.
 
-    python -m benchmarks.study.ablation [--data FOLDER] [--out runs/ablation] [--steps 100] [NAME ...]
+    python -m benchmarks.study.ablation [--data FOLDER] [--out runs/ablation] [--steps 100] [--shared FOLDER] [NAME ...]
 
 Pretrains on the embedded sample, or on the chips that --data names (the study leaves its packed ones in
 runs/study/packed). Every run sees as many chips as so many steps of the default batch hold. Scored is a linear probe on
 the sample's training and validation scenes, each tested by a head of other scenes, so that no test label has a say in a
-default; intervals are bootstrapped over scenes. Prints one table: minutes of pretraining where it ran now, mIoU, its
-difference from the first run, and what a run is worth over the weights that it started from, normalized.
+default; intervals are bootstrapped over scenes. With --shared ../shared/data landcover is scored as well: test ground,
+which tells whether it agrees and decides nothing. Prints a line a run and
+ground: minutes of pretraining where it ran now, mIoU, its difference from the first run, and what a run is worth over
+the weights that it started from, normalized.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from tqdm import tqdm
 from benchmarks.paired import machine
 from benchmarks.study.pretrained import normalized_by
 from benchmarks.study.scores import Blocks, score_backbone
-from benchmarks.study.sets import sample_without_test
+from benchmarks.study.sets import LabelledSet, landcover, sample_without_test
 from benchmarks.study.tables import backbone_of, described, standardizing, told
 from ssl_geo.backbones import untrained
 from ssl_geo.config import OptimConfig
@@ -74,38 +76,52 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/ablation"))
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--data", type=Path, help="what to pretrain on; default: the sample")
+    parser.add_argument("--shared", type=Path, help="folder of the real imagery, to score landcover as well")
     given = parser.parse_args()
     if unknown := sorted(set(given.names) - set(VARIANTS)):
         parser.error(f"there is no variant {unknown[0]!r}; there are {'; '.join(VARIANTS)}")
     given.out.mkdir(parents=True, exist_ok=True)
     ensure_sample()
-    labelled = sample_without_test(SAMPLE)
+    grounds = [sample_without_test(SAMPLE), *([landcover(given.shared)] if given.shared else [])]
+    tables: dict[str, list[dict[str, Any]]] = {labelled.name: [] for labelled in grounds}
     source = ["--data", str(given.data)] if given.data else []
-    rows: list[dict[str, Any]] = []
-    reference: Blocks | None = None
-    twins: dict[str, Blocks] = {}
+    first: dict[str, Blocks] = {}
+    starts: dict[str, Blocks] = {}
     for name in tqdm(given.names or VARIANTS, desc="ablation", unit="run"):
         run = given.out / "".join(c if c.isalnum() else "-" for c in name)
         seconds = pretrained(run, given.steps, [*source, *VARIANTS[name]])
-        mean, std = standardizing(run, labelled)
-        backbone = backbone_of(run, labelled)
-        blocks = score_backbone(backbone, labelled, mean, std, [WAY])[WAY]
-        reference = blocks if reference is None else reference
-        seed = described(run)["seed"]
-        network = json.dumps([backbone.timm, seed], sort_keys=True)
-        if network not in twins:
-            twin = normalized_by(run, untrained(backbone, seed), labelled.chips.bands)
-            twins |= {network: score_backbone(twin, labelled, mean, std, [WAY])[WAY]}
-        row: dict[str, Any] = {"variant": name, "settings": VARIANTS[name], "seconds": seconds}
-        row["miou"] = vars(bootstrap(blocks))
-        row["against_first"] = vars(paired_difference(blocks, reference))
-        row["over_normalized"] = vars(paired_difference(blocks, twins[network]))
-        rows.append(row)
-        gains = [told(row[against], "+") for against in ("against_first", "over_normalized")]
-        minutes = f"{seconds / 60:.1f}" if seconds else ""
-        print(f"| {name} | {minutes} | {told(row['miou'])} | {' | '.join(gains)} |", flush=True)
-        content = {"machine": machine(), "steps": given.steps, "rows": rows}
+        for labelled in grounds:
+            row = {"variant": name, "settings": VARIANTS[name], "seconds": seconds}
+            row |= compared(run, labelled, first, starts)
+            tables[labelled.name].append(row)
+            print(f"| {labelled.name} | {in_a_line(row)}", flush=True)
+        content = {"machine": machine(), "steps": given.steps, "tables": tables}
         (given.out / "ablation.json").write_text(json.dumps(content, indent=1) + "\n")
+
+
+def compared(run: Path, labelled: LabelledSet, first: dict[str, Blocks], starts: dict[str, Blocks]) -> dict[str, Any]:
+    """Score a run on one ground, against the first run there and the run's own start; both are kept for the next."""
+    mean, std = standardizing(run, labelled)
+    backbone = backbone_of(run, labelled)
+    about = described(run)
+    start = json.dumps([labelled.name, backbone.timm, about["seed"], about["data"]], sort_keys=True)
+    blocks = score_backbone(backbone, labelled, mean, std, [WAY])[WAY]
+    first.setdefault(labelled.name, blocks)
+    if start not in starts:
+        twin = normalized_by(run, untrained(backbone, about["seed"]), labelled.chips.bands)
+        starts[start] = score_backbone(twin, labelled, mean, std, [WAY])[WAY]
+    return {
+        "miou": vars(bootstrap(blocks)),
+        "against_first": vars(paired_difference(blocks, first[labelled.name])),
+        "over_normalized": vars(paired_difference(blocks, starts[start])),
+    }
+
+
+def in_a_line(row: dict[str, Any]) -> str:
+    """A line of the table."""
+    minutes = f"{row['seconds'] / 60:.1f}" if row["seconds"] else ""
+    gains = [told(row[against], "+") for against in ("against_first", "over_normalized")]
+    return f"{row['variant']} | {minutes} | {told(row['miou'])} | {' | '.join(gains)} |"
 
 
 def pretrained(run: Path, steps: int, settings: list[str]) -> float:

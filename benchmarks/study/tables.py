@@ -98,13 +98,14 @@ def standardizing(run: Path, labelled: LabelledSet) -> tuple[Any, Any]:
 
 
 def described(source: Path) -> dict[str, Any]:
-    """Name of the timm model, chips a step and seed of a run, or of the run of a checkpoint."""
+    """Name of the timm model, chips a step, seed and imagery of a run, or of the run of a checkpoint."""
     run = source if source.is_dir() else source.parent.parent
     settings = yaml.safe_load((run / "config.yaml").read_text())
     return {
         "name": settings["backbone"]["name"],
         "batch": settings["optim"]["batch_size"],
         "seed": settings["seed"],
+        "data": settings["data"],
     }
 
 
