@@ -9,6 +9,7 @@ if __name__ == "__main__":
     SETTINGS = doctor_config()
 
 import dataclasses
+import tempfile
 from pathlib import Path
 
 import ssl_geo
@@ -29,8 +30,9 @@ def main(config: DoctorConfig) -> int:
     if out is not None:  # before the long look, not after it
         try:
             out.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=out).close()
         except OSError as error:
-            raise UserError(f"--out {out} cannot be made ({error.strerror}); name a folder that can") from error
+            raise UserError(f"--out {out} cannot be written ({error.strerror}); name a folder that can") from error
     diagnosis = diagnose(
         paths,
         labels,
@@ -44,8 +46,12 @@ def main(config: DoctorConfig) -> int:
     print(as_text(diagnosis))
     if out is not None:
         for name, write in (("doctor.json", as_json), ("doctor.html", as_html)):
-            with written_whole(out / name) as partial:
-                partial.write_text(write(diagnosis, to_dict(config), ssl_geo.__version__), encoding="utf-8")
+            content = write(diagnosis, to_dict(config), ssl_geo.__version__)
+            try:
+                with written_whole(out / name) as partial:
+                    partial.write_text(content, encoding="utf-8", errors="backslashreplace")  # names in no encoding
+            except OSError as error:
+                raise UserError(f"{out / name} could not be written ({error.strerror}); make room") from error
         print(f"written: {out / 'doctor.json'}, {out / 'doctor.html'}")
     return exit_code(diagnosis.findings)
 

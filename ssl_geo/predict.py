@@ -55,17 +55,31 @@ def main(config: PredictConfig) -> int:
     for scene in scenes:
         for line in notes(head, scene):
             print(line)
+    empty = 0
     for scene, path in zip(scenes, files, strict=True):
         path.parent.mkdir(parents=True, exist_ok=True)
-        if config.embed is None:
-            lines = map_scene(config, head, scene, path, device)
-        elif config.embed == "chips":
-            lines = embed_chips(config, head, scene, path, device)
-        else:
-            lines = embed_places(config, head, scene, path, device)
+        try:
+            if config.embed is None:
+                lines = map_scene(config, head, scene, path, device)
+            elif config.embed == "chips":
+                lines = embed_chips(config, head, scene, path, device)
+            else:
+                lines = embed_places(config, head, scene, path, device)
+        except EmptySceneError as error:
+            if len(scenes) == 1:
+                raise
+            empty += 1
+            print(f"left out: {error}")
+            continue
         for line in [f"{scene.path} -> {path}", *lines]:
             print(line)
+    if empty:
+        print(f"left out {empty} of {len(scenes)} scenes: nothing to embed")
     return 0
+
+
+class EmptySceneError(UserError):
+    """A scene has no pixel to embed; others of a batch are gone on with."""
 
 
 def check(config: PredictConfig) -> None:
@@ -303,10 +317,10 @@ def embed_places(config: PredictConfig, head: SavedHead, scene: Scene, path: Pat
     model, kept, names, lines = features, channels, "feature", []
     if config.embed == "pca":
         with torch.inference_mode():
-            components = principal_components(
-                sampled_features(read, features, rows, columns, reduction, config.batch_size, device),
-                config.components or 3,
-            )
+            sampled = list(sampled_features(read, features, rows, columns, reduction, config.batch_size, device))
+        if sum(map(len, sampled)) < 2:
+            raise EmptySceneError(f"{scene.path} has fewer than 2 places with a valid pixel: check --data.nodata")
+        components = principal_components(sampled, config.components or 3)
         kept, names = len(components.axes), "principal component"
         lines = ["  explained: " + " ".join(f"{share:.1%}" for share in components.explained)]
 
@@ -350,7 +364,7 @@ def embed_chips(config: PredictConfig, head: SavedHead, scene: Scene, path: Path
             with torch.inference_mode():
                 embeddings.append(head.backbone(torch.from_numpy(tiles).to(device)).cpu().numpy())
     if not places:
-        raise UserError(f"{scene.path} has no valid pixel: check --data.nodata")
+        raise EmptySceneError(f"{scene.path} has no valid pixel: check --data.nodata")
     row, col, fraction = np.array(places).T
     write_chips(
         path,

@@ -79,6 +79,8 @@ def test_an_output_folder_that_cannot_be_made_is_said_before_the_look(sample, tm
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="--out"):
         main(doctor_config([str(sample / "images"), "--out", str(tmp_path / "file" / "out")]))
+    with pytest.raises(UserError, match="--out /proc cannot be written"):
+        main(doctor_config([str(sample / "images"), "--out", "/proc"]))
 
 
 class Page(HTMLParser):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 
@@ -229,6 +230,23 @@ def test_chips_become_rows_with_their_place(head, scene, tmp_path):
     with torch.inference_mode():
         expected = saved.backbone(torch.from_numpy(tile)[None])[0].numpy()
     np.testing.assert_allclose(row["embedding"], expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(("embed", "suffix"), [("chips", ".parquet"), ("pca", ".tif")])
+def test_an_empty_scene_of_a_batch_is_left_out_and_said(head, scene, tmp_path, capsys, embed, suffix):
+    """It ended the batch, which could then not be gone on with: what was written is not written over."""
+    folder = tmp_path / "scenes"
+    folder.mkdir()
+    for name in ("a", "c"):
+        shutil.copy(scene, folder / f"{name}.tif")
+    write_geotiff(folder / "b.tif", np.zeros((4, 64, 64), np.uint16), nodata=0, descriptions=list(BANDS), **GRID)
+    assert main(settings(head, folder, tmp_path / "out", "--embed", embed)) == 0
+    assert [path.name for path in sorted((tmp_path / "out").iterdir())] == [f"a{suffix}", f"c{suffix}"]
+    said = capsys.readouterr().out
+    assert "left out 1 of 3 scenes" in said
+    assert f"left out: {folder / 'b.tif'} has" in said
+    with pytest.raises(UserError, match=r"b\.tif has"):
+        main(settings(head, folder / "b.tif", tmp_path / "one", "--embed", embed))
 
 
 @pytest.mark.parametrize("name", ["scenes/aquileia_20190416_L2A.tif", "water/images/labelled_image_1.tif"])

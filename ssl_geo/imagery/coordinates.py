@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import rasterio
-from rasterio.errors import CRSError, RasterioError
+from rasterio.errors import CRSError
 from rasterio.warp import transform as transform_points
 
 from ssl_geo.errors import UserError
+from ssl_geo.imagery.gdal import FAILURES
 
 
 @lru_cache(maxsize=256)
@@ -45,7 +46,7 @@ def to_lonlat(crs: str, x: npt.ArrayLike, y: npt.ArrayLike) -> npt.NDArray[np.fl
     try:
         with rasterio.Env():
             lon, lat = transform_points(crs, "EPSG:4326", np.asarray(x).tolist(), np.asarray(y).tolist())
-    except (RasterioError, CRSError) as error:
+    except (*FAILURES, CRSError) as error:
         raise UserError(f"no longitude and latitude in CRS {crs[:40]} ({error}); mend the image's CRS") from error
     return np.stack([lon, lat], axis=1).astype(np.float64)
 
@@ -86,7 +87,7 @@ def warp_labels(
     try:
         with rasterio.Env():
             xs, ys = transform_points(to_crs, crs, x.ravel().tolist(), y.ravel().tolist())
-    except (RasterioError, CRSError) as error:
+    except (*FAILURES, CRSError) as error:
         raise UserError(f"cannot warp labels from CRS {crs[:40]} to {to_crs[:40]}: {error}") from error
     a, b, c, d, e, f = transform
     pixels = np.linalg.solve([[a, b], [d, e]], np.stack([np.array(xs) - c, np.array(ys) - f]))

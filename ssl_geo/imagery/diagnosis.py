@@ -95,7 +95,8 @@ def diagnose(
             raise UserError(f"{path} does not exist; PATH takes folders and GeoTIFF files")
     files = label_files(labels) if labels else []
     given = None if splits is None else _read_splits(splits)
-    found = [scene for scene in walk_scenes(paths, progress=progress) if scene.path not in set(files)]
+    known = set(files)
+    found = [scene for scene in walk_scenes(paths, progress=progress) if scene.path not in known]
     if not found:
         raise UserError("all rasters under PATH are label rasters of --labels; name the images")
     findings: list[Finding] = []

@@ -23,7 +23,7 @@ BLOCK_CACHE = {} if "GDAL_CACHEMAX" in os.environ else {"GDAL_CACHEMAX": 256_000
 _FORMATS = ["GTiff", "JP2OpenJPEG", "JP2KAK", "JP2ECW", "JP2MrSID", "PNG", "JPEG", "HFA", "ENVI"]
 # What rasterio raises where GDAL fails; CPLE_BaseError are GDAL's own messages that it has no class for.
 FAILURES = (RasterioError, CPLE_BaseError, OSError)
-UNREADABLE = (*FAILURES, UnicodeDecodeError, MemoryError)  # what it raises for damaged files
+UNREADABLE = (*FAILURES, UnicodeError, MemoryError)  # what it raises for damaged files, and names in no encoding
 _MAX_OPEN = 64  # files a thread keeps open: two to six band folders, far below the usual limit of 1024 a process
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from ssl_geo.errors import UserError
-from ssl_geo.imagery.findings import Finding, counted
+from ssl_geo.imagery.findings import MAX_PATHS, Finding, counted
 from ssl_geo.imagery.labelshift import busiest_window, image_edges, label_boundary, measure_shift
 from ssl_geo.imagery.pairing import grid_difference, match_labels
 from ssl_geo.imagery.rasters import read_labels, read_window
@@ -35,7 +35,12 @@ class _Tally:
 
     pixels: Counter[int] = field(default_factory=Counter)
     rasters: Counter[int] = field(default_factory=Counter)
+    files: dict[int, list[str]] = field(default_factory=dict)
     unlabelled: int = 0
+
+    def holding(self, values: Iterable[int]) -> tuple[str, ...]:
+        """Label rasters that hold one of the values, each once."""
+        return tuple(dict.fromkeys(file for value in values for file in self.files[value]))
 
 
 def examine_labels(
@@ -71,7 +76,7 @@ def examine_labels(
         except UserError as error:
             findings.append(_unusable(file, error))
             continue
-        _count(tally, labels, {*(ignore or ()), nodata} - set(classes or ()))
+        _count(tally, file, labels, {*(ignore or ()), nodata} - set(classes or ()))
         on_grid = []
         for scene in images_of.get(file, []):
             differs = grid_difference(labels.shape, crs, transform, scene)
@@ -180,7 +185,7 @@ def _ways(rows: float, cols: float) -> tuple[tuple[float, tuple[str, str]], ...]
     return (rows, ("down", "up")), (cols, ("right", "left"))
 
 
-def _count(tally: _Tally, labels: Labels, ignored: set[int | None]) -> None:
+def _count(tally: _Tally, file: Path, labels: Labels, ignored: set[int | None]) -> None:
     ids, pixels = np.unique(labels, return_counts=True)
     for value, count in zip(ids.tolist(), pixels.tolist(), strict=True):
         if value in ignored:
@@ -188,6 +193,8 @@ def _count(tally: _Tally, labels: Labels, ignored: set[int | None]) -> None:
         else:
             tally.pixels[value] += count
             tally.rasters[value] += 1
+            if tally.rasters[value] <= MAX_PATHS:
+                tally.files.setdefault(value, []).append(str(file))
 
 
 def check_values(tally: _Tally, files: Sequence[Path], classes: Sequence[int] | None) -> list[Finding]:
@@ -209,7 +216,7 @@ def check_values(tally: _Tally, files: Sequence[Path], classes: Sequence[int] | 
         Finding(
             "label values",
             "error",
-            paths,
+            tally.holding(strange),
             f"{counted(len(strange), 'value')} not among --classes: {listed}{more}",
             f"--classes {' '.join(map(str, classes or ()))}",
             f"add them to --classes, or --ignore {' '.join(map(str, strange[:_MAX_SAID]))}",
@@ -262,7 +269,7 @@ def check_balance(tally: _Tally, files: Sequence[Path]) -> list[Finding]:
             Finding(
                 "rare classes",
                 "warning",
-                paths,
+                tally.holding(value for value, _ in rare),
                 f"{counted(len(rare), 'value')} with hardly a pixel: {listed}{', …' if len(rare) > _MAX_SAID else ''}",
                 f"{_RARE:.1%} of the labelled pixels and {_FEW} pixels for each class",
                 f"--ignore {ids}, or more labels; a split may not hold them at all",

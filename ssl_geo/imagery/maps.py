@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ssl_geo.errors import UserError
 from ssl_geo.imagery.coordinates import to_lonlat
 from ssl_geo.imagery.geotiff import cog_by_rows
 from ssl_geo.imagery.pairing import IGNORED, Classes, Colour
@@ -134,7 +135,7 @@ def placed(scene: Scene) -> Transform | None:
 
 
 def pixel_areas(scene: Scene) -> npt.NDArray[np.float64] | None:
-    """Ground that a pixel of each row covers, (H,) in m²; None for a scene without CRS.
+    """Ground that a pixel of each row covers, (H,) in m²; None for a scene without CRS, or with a local one.
 
     The corners of the pixel in the row's middle are laid into the equal-area cylindrical projection of the WGS 84
     ellipsoid (Snyder 1987, USGS Professional Paper 1395, eq. 3-12 and 10-17 with standard parallel 0), where a
@@ -147,7 +148,11 @@ def pixel_areas(scene: Scene) -> npt.NDArray[np.float64] | None:
     cols = np.full((2, 1), scene.width // 2) + np.array([[0.0], [1.0]])
     a, b, c, d, e, f = scene.transform
     x, y = a * cols + b * rows + c, d * cols + e * rows + f  # (2, H + 1)
-    lon, lat = np.radians(to_lonlat(scene.crs, x.ravel(), y.ravel())).T.reshape(2, 2, -1)
+    try:
+        points = to_lonlat(scene.crs, x.ravel(), y.ravel())
+    except UserError:  # no way leads to the Earth: areas are told in pixels
+        return None
+    lon, lat = np.radians(points).T.reshape(2, 2, -1)
     sine = _ECCENTRICITY * np.sin(lat)
     q = (1 - _ECCENTRICITY**2) * (np.sin(lat) / (1 - sine**2) - np.log((1 - sine) / (1 + sine)) / (2 * _ECCENTRICITY))
     east, north = _AXIS * lon, _AXIS * q / 2

@@ -209,9 +209,10 @@ SCENE_CHECKS: tuple[Callable[[Profile], list[Finding]], ...] = (
 def shift(profile: Profile) -> bool | None:
     """Whether 1000 DN seem to have been added to all values; None where the pixels do not tell.
 
-    B10 of Level 1C is near 20 DN without and near 1020 with the shift. Else the darkest half percent tells: without the
-    shift, water, shadow, or vegetation in red is far below 950 DN in some band; with it the darkest band lies just
-    above 1000 and half of the bands not much higher. Sand and clouds are as bright in few bands only.
+    B10 of Level 1C is near 20 DN without and near 1020 with the shift; high clouds alone reach 900 without it. Else the
+    darkest half percent tells: without the shift, water, shadow, or vegetation in red is far below 950 DN in some band;
+    with it the darkest band lies just above 1000 and half of the bands not much higher. Sand and clouds are as bright
+    in few bands only.
     """
     scene = profile.scene
     if np.dtype(scene.dtype).kind not in "iu" or np.dtype(scene.dtype).itemsize < 2 or len(scene.bands) < 3:
@@ -219,7 +220,10 @@ def shift(profile: Profile) -> bool | None:
     if profile.spectra.shape[1] < _CONSTANT:
         return None
     if "B10" in scene.bands:
-        return float(np.median(profile.spectra[scene.bands.index("B10")])) >= _SHIFTED_CIRRUS
+        darkest, middle = np.percentile(profile.spectra[scene.bands.index("B10")], [0.5, 50])
+        if middle < _SHIFTED_CIRRUS:
+            return False
+        return True if _SHIFTED[0] <= darkest and middle <= _SHIFTED[1] else None
     dark: npt.NDArray[np.float64] = np.percentile(profile.spectra, 0.5, axis=1)
     if dark.min() < _UNSHIFTED:
         return False

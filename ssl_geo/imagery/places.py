@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ssl_geo.errors import UserError
 from ssl_geo.imagery.chips import ChipIndex
 from ssl_geo.imagery.coordinates import to_lonlat
 
@@ -19,11 +20,8 @@ def lonlat_bounds(index: ChipIndex, positions: npt.NDArray[np.integer[Any]]) -> 
         positions: (N,) their numbers.
 
     Returns:
-        (N, 4) left, bottom, right, top; None where a chip has no CRS. A chip across the antimeridian gets a box around
-        the whole Earth.
-
-    Raises:
-        UserError: If a CRS has no way to longitude and latitude.
+        (N, 4) left, bottom, right, top; None where a chip has no CRS, or a local one. A chip across the antimeridian
+        gets a box around the whole Earth.
     """
     names = index.table["crs"].take(positions).to_pylist()
     if None in names:
@@ -33,7 +31,10 @@ def lonlat_bounds(index: ChipIndex, positions: npt.NDArray[np.integer[Any]]) -> 
     boxes = np.empty((len(positions), 4))
     for name in set(names):
         of_crs = np.array([own == name for own in names])
-        corners = to_lonlat(name, x[:, of_crs].ravel(), y[:, of_crs].ravel()).reshape(4, -1, 2)
+        try:
+            corners = to_lonlat(name, x[:, of_crs].ravel(), y[:, of_crs].ravel()).reshape(4, -1, 2)
+        except UserError:
+            return None
         boxes[of_crs] = np.concatenate([corners.min(axis=0), corners.max(axis=0)], axis=1)
     return boxes
 

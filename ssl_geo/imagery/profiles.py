@@ -121,6 +121,8 @@ def profile_window(scene: Scene, window: Window, *, quick: bool = False) -> Part
             saturated = (values >= HIGH_DN).sum(axis=1)
         low, high = low.astype(np.float64), top.astype(np.float64)
     step = max(1, scene.height * scene.width // SPECTRA) if not quick else max(1, 4 * values.shape[1] // SPECTRA)
+    while math.gcd(step, width) > 1:  # else all pixels would be of a few columns, such as a scene's damaged edge
+        step += 1
     profile = Profile(
         scene,
         height * width,

@@ -92,14 +92,19 @@ def sampled_features(
         device: Where to compute.
     """
     cells, side = rows.size, rows.size * reduction
-    step = max(1, math.ceil(math.sqrt(len(rows.starts) * len(columns.starts) / SAMPLED_TILES)))
-    for top in rows.starts[step // 2 :: step] or rows.starts[:1]:
-        image, valid = read(top * reduction)
-        places = any_within(valid, reduction)
-        chosen = columns.starts[step // 2 :: step] or columns.starts[:1]
-        used = [left for left in chosen if places[:, left : left + cells].any()]
-        for first in range(0, len(used), batch_size):
-            part = used[first : first + batch_size]
-            tiles = np.stack([image[:, :, left * reduction : left * reduction + side] for left in part])
-            found = model(torch.from_numpy(tiles).to(device)).movedim(1, -1).cpu().numpy()
-            yield found[np.stack([places[:, left : left + cells] for left in part])]
+    sparse = max(1, math.ceil(math.sqrt(len(rows.starts) * len(columns.starts) / SAMPLED_TILES)))
+    for step in dict.fromkeys([sparse, 1]):  # all tiles where none of those was valid: the edge of a swath
+        empty = True
+        for top in rows.starts[step // 2 :: step] or rows.starts[:1]:
+            image, valid = read(top * reduction)
+            places = any_within(valid, reduction)
+            chosen = columns.starts[step // 2 :: step] or columns.starts[:1]
+            used = [left for left in chosen if places[:, left : left + cells].any()]
+            empty = empty and not used
+            for first in range(0, len(used), batch_size):
+                part = used[first : first + batch_size]
+                tiles = np.stack([image[:, :, left * reduction : left * reduction + side] for left in part])
+                found = model(torch.from_numpy(tiles).to(device)).movedim(1, -1).cpu().numpy()
+                yield found[np.stack([places[:, left : left + cells] for left in part])]
+        if not empty:
+            return

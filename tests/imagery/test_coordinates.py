@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import rasterio
 import rasterio.warp
 
-from ssl_geo.imagery.coordinates import same_crs, warp_labels
+from ssl_geo.errors import UserError
+from ssl_geo.imagery.coordinates import same_crs, to_lonlat, warp_labels
 
 CRS = "EPSG:32633"
 GRID = (10.0, 0.0, 400_000.0, 0.0, -10.0, 5_300_000.0)
@@ -17,6 +19,15 @@ def test_one_crs_written_in_two_ways_is_one() -> None:
     assert not same_crs(CRS, rasterio.CRS.from_epsg(32634).to_wkt())
     assert not same_crs(CRS, None)
     assert same_crs(None, None)
+
+
+def test_a_local_crs_is_one_line() -> None:
+    local = rasterio.CRS.from_wkt('LOCAL_CS["site grid",UNIT["metre",1]]').to_wkt()
+    with pytest.raises(UserError, match="no longitude and latitude in CRS"):
+        to_lonlat(local, [0.0], [0.0])
+    grid = {"transform": GRID, "to_crs": CRS, "to_transform": GRID, "to_shape": (4, 4)}
+    with pytest.raises(UserError, match="cannot warp labels from CRS"):
+        warp_labels(np.zeros((4, 4), np.uint8), crs=local, **grid)
 
 
 def test_warping_is_exact_over_a_whole_scene() -> None:

@@ -1,11 +1,15 @@
 """Each check on a small archive that has the defect, and silence on one that has not."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
 
+from ssl_geo.config import doctor_config
+from ssl_geo.doctor import main
 from ssl_geo.errors import UserError
 from ssl_geo.imagery.diagnosis import diagnose
 from ssl_geo.imagery.findings import exit_code
@@ -215,6 +219,48 @@ def test_b10_leaves_no_doubt_about_the_offset(write_land, tmp_path):
         write_land(tmp_path / f"{k}.tif", k, transform=places(k), bands=L1C, change=with_cirrus(shift))
     finding = found(tmp_path)["mixed offsets in the pixels"]
     assert (finding.severity, finding.count) == ("error", 1)
+
+
+def test_a_high_cloud_is_no_offset(write_land, tmp_path):
+    """B10 above 900 DN was proof: an error, and a mend that would have written a wrong offset into the file."""
+    rng = np.random.default_rng(0)
+
+    def with_b10(least, most):
+        def change(dn):
+            b10 = rng.integers(least, most, (1, *dn.shape[1:])).astype(np.uint16)
+            return np.concatenate([dn[:10], b10, dn[10:]])
+
+        return change
+
+    for k in range(3):
+        cirrus = with_b10(1200, 1800) if k == 2 else with_b10(15, 25)
+        write_land(tmp_path / f"{k}.tif", k, transform=places(k), bands=L1C, change=cirrus)
+    assert {"mixed offsets in the pixels", "offset not declared"}.isdisjoint(found(tmp_path))
+
+
+@pytest.mark.parametrize("crs", ['LOCAL_CS["site grid",UNIT["metre",1]]', "IAU_2015:30100"])
+def test_a_crs_that_leads_nowhere_on_earth_stops_nothing(write_land, tmp_path, crs):
+    """GDAL's own error came through, and one such file ended the look over all others."""
+    write_land(tmp_path / "site.tif", crs=crs, change=put(65535))
+    write_land(tmp_path / "a.tif", 1, transform=places(1), change=put(65535))
+    assert found(tmp_path)["undeclared nodata"].count == 2
+
+
+def test_a_scale_of_0_and_a_name_in_no_encoding_stop_nothing(write_land, tmp_path):
+    write_land(tmp_path / f"{STATED}_1.tif", change=put(65535))
+    path = write_land(tmp_path / "flat.tif", 1, transform=places(1))
+    with rasterio.open(path, "r+") as dataset:
+        dataset.scales = [0.0] * dataset.count
+    old = Path(os.fsdecode(os.fsencode(tmp_path) + b"/z\xfcrich.tif"))
+    write_land(tmp_path / "zurich.tif", 2, transform=places(2)).rename(old)
+    diagnosis = diagnose([tmp_path], progress=False)
+    findings = {finding.check: finding for finding in diagnosis.findings}
+    assert findings["undeclared nodata"].count == 1
+    assert any("a scale of 0" in finding.found for finding in diagnosis.findings)
+    assert findings["unreadable"].paths == (str(old),)
+    assert main(doctor_config([str(tmp_path), "--out", str(tmp_path / "out")])) == 2
+    assert r"z\udcfcrich.tif" in (tmp_path / "out" / "doctor.html").read_text()
+    assert r"z\udcfcrich.tif" in (tmp_path / "out" / "doctor.json").read_text()
 
 
 def test_an_offset_where_none_was_added(write_land, tmp_path):

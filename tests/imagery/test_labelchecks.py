@@ -107,6 +107,8 @@ def test_values_that_are_no_class(world):
     finding = found(folder, classes=[1, 2, 3])["label values"]
     assert (finding.severity, finding.count) == ("error", 1)
     assert "77 (20 pixels)" in finding.found
+    (path,) = finding.paths  # not all label rasters, whichever comes first
+    assert path.endswith("_b.tif")
     rare = found(folder)["rare classes"]
     assert rare.severity == "warning"
     assert "77 (20 pixels in 1)" in rare.found

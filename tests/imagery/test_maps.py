@@ -30,6 +30,11 @@ def test_a_utm_pixel_on_the_central_meridian_is_larger_than_its_square(scene: Sc
     np.testing.assert_allclose(areas, 100 / 0.9996**2, rtol=2e-5)  # the scale there is 0.9996
 
 
+def test_a_local_grid_has_no_areas(scene: Scene) -> None:
+    """Its error came after the map, which then stood without its JSON."""
+    assert pixel_areas(dataclasses.replace(scene, crs='LOCAL_CS["site grid",UNIT["metre",1]]')) is None
+
+
 def test_degrees_cover_the_whole_ellipsoid(scene: Scene) -> None:
     whole = dataclasses.replace(
         scene, crs="EPSG:4326", transform=(1.0, 0, -180.0, 0, -1.0, 90.0), height=180, width=360

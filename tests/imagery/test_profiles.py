@@ -90,6 +90,19 @@ def test_spectra_are_valid_pixels_in_bounded_number(scene, land, write_stack, tm
     assert whole(open_scene(tmp_path / "b.tif")).spectra.shape[1] <= 2 * profiles.SPECTRA
 
 
+@pytest.mark.parametrize("quick", [False, True])
+def test_spectra_are_of_all_columns(write_stack, tmp_path, quick):
+    """Of a square scene they came from two columns: with one of them damaged, half of the pixels seemed to be."""
+    dn = np.full((3, 512, 512), 500, np.int16)
+    dn[:, :, 0] = -200
+    write_stack(tmp_path / "a.tif", array=dn)
+    scene = open_scene(tmp_path / "a.tif")
+    parts = [profile_window(scene, window, quick=quick) for window in windows(scene, quick=quick)]
+    spectra = join(parts).spectra
+    assert spectra.shape[1] > 500
+    assert (spectra[0] < 0).mean() < 0.02
+
+
 def test_a_quick_look_reads_little_of_a_large_scene(write_stack, tmp_path):
     write_stack(tmp_path / "a.tif", shape=(1000, 1200), seed=1)
     scene = open_scene(tmp_path / "a.tif")

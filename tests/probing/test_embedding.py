@@ -32,6 +32,19 @@ def test_too_little_to_tell_is_one_line():
         principal_components([np.ones((9, 2))], 3)
 
 
+def test_a_corner_that_no_sparse_tile_meets_is_found():
+    """A scene with the edge of a swath was said to have no valid pixel, and ended the batch."""
+    axis = lay_tiles(750, 8, 0.0)
+
+    def read(top):
+        valid = np.zeros((32, axis.length * 4), bool)
+        valid[:, :20] = top < 20
+        return np.full((1, 32, axis.length * 4), top, np.float32), valid
+
+    parts = sampled_features(read, lambda i: i[:, :, ::4, ::4], axis, axis, 4, batch_size=5, device=torch.device("cpu"))
+    assert sum(map(len, parts)) >= 5
+
+
 @pytest.mark.parametrize("length", [40, 3000])
 def test_sampled_features_are_of_valid_places_all_over_the_scene(length):
     axis = lay_tiles(length // 4, 8, 0.0)
