@@ -34,7 +34,7 @@ from ssl_geo.weights import RGB, adapt_input_weights, named_tensors, read_tensor
 # Arguments of timm.create_model that are not the user's, or a file's, to say: ours, or ways to other files.
 OURS = ("num_classes", "in_chans")
 FORBIDDEN = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "features_only")
-QUERIES = {"q", "qk", "qkv", "qkvs", "q_proj", "query", "to_query"}  # timm names so what attention asks with
+QUERIES = {"q", "qk", "qkv", "qkvs", "qkv_proj", "q_proj", "query", "to_query"}  # what attention asks with, in timm
 
 Size = tuple[int, int]
 

@@ -294,7 +294,7 @@ class ProbeConfig:
     class_weights: bool = False
     """weigh classes by the inverse square root of their frequency in the loss"""
     chip_size: int | None = None
-    """side of a chip in pixels; default: the checkpoint's, on the embedded sample 120"""
+    """side of a chip in pixels; default: the checkpoint's, on the embedded sample 120, less what no patch covers"""
     context: int = 0
     """pixels around each chip that the backbone sees too: better features along its edges, for more time"""
     enlarge: int = 1

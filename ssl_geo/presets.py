@@ -117,7 +117,7 @@ def resolve(config: PretrainConfig, chips: int, world: int = 1, *, transformer: 
             filled.append(f"{name} {value}")
     if filled:
         lines.append(f"preset {preset.name} for {chips} chips ({reason}): {', '.join(filled)}")
-    _warm_up_of_the_temperature(config.dino)
+    lines += _warm_up_of_the_temperature(config.dino)
     for name in ("optim.warmup_steps", "dino.warmup_teacher_temp_steps", "dino.freeze_last_layer_steps"):
         group, key = name.split(".")
         length = getattr(getattr(config, group), key)
@@ -141,14 +141,15 @@ def _check_limits(config: PretrainConfig) -> None:
                 raise UserError(f"--{name} is {number:g}; it must be {allowed}")
 
 
-def _warm_up_of_the_temperature(dino: DINOConfig) -> None:
-    """Fill in where the teacher's temperature starts; refuse a start that no step would see."""
+def _warm_up_of_the_temperature(dino: DINOConfig) -> list[str]:
+    """Fill in where the teacher's temperature starts; say so of a start that no step will see."""
     assert dino.teacher_temp is not None
     if dino.warmup_teacher_temp is None:
         warms_up = dino.warmup_teacher_temp_steps > 0
         dino.warmup_teacher_temp = min(GENTLE_TEMP, dino.teacher_temp) if warms_up else dino.teacher_temp
     if dino.warmup_teacher_temp_steps == 0 and dino.warmup_teacher_temp != dino.teacher_temp:
-        raise UserError(
-            f"--dino.warmup_teacher_temp is {dino.warmup_teacher_temp:g}, but no step warms up from it to "
-            f"{dino.teacher_temp:g}: give --dino.warmup_teacher_temp_steps, or leave it out"
-        )
+        return [
+            f"dino.warmup_teacher_temp {dino.warmup_teacher_temp:g} is idle: no step warms up from it to "
+            f"{dino.teacher_temp:g} (--dino.warmup_teacher_temp_steps)"
+        ]
+    return []

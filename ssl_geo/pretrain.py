@@ -184,10 +184,18 @@ def train(config: PretrainConfig, run: Run, interruption: runs.Interruption) -> 
     optim, log = config.optim, config.log
     ranks, state, method, monitor = run.ranks, run.state, run.state.method, run.monitor
 
+    saved: int | None = None
+
     def save() -> None:
-        if ranks.main:
+        nonlocal saved
+        if ranks.main and saved != state.step:
             runs.save_checkpoint(run.folder, state.step, state.checkpoint(), log.keep)
             export_backbone(run.folder, method.backbone, state.description())
+            saved = state.step
+
+    def save_what_is_begun() -> None:
+        if state.step < state.steps:
+            save()
 
     with (
         Progress(
@@ -197,7 +205,11 @@ def train(config: PretrainConfig, run: Run, interruption: runs.Interruption) -> 
     ):
         batches: Iterable[list[Tensor]] = on_device(progress.timed(run.batches), ranks.device)
         # Several leave together: told to stop after a step, or before it where one of them has no batch.
-        batches = interruption.until_told(batches) if ranks.world == 1 else distributed.together(batches)
+        batches = (
+            interruption.until_told(batches)
+            if ranks.world == 1
+            else distributed.together(batches, before_leaving=save_what_is_begun)
+        )
         try:
             for views in batches:
                 step = state.step
@@ -241,9 +253,7 @@ def train(config: PretrainConfig, run: Run, interruption: runs.Interruption) -> 
             raise UserError(
                 f"{error}; saved at step {state.step} of {state.steps}: mend the file, then --resume {run.folder}"
             ) from error
-        if state.step < state.steps:  # told to stop while it waited for a batch, or another process has none
-            save()
-            distributed.barrier()  # for which that other one waits
+        save_what_is_begun()  # told to stop while it waited for a batch
 
 
 def mind_skips(config: PretrainConfig, run: Run, say: Callable[[str], None]) -> None:

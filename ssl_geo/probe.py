@@ -10,7 +10,7 @@ if __name__ == "__main__":  # settings first: --help answers before torch is imp
 
 import datetime
 import hashlib
-from collections import Counter
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -333,7 +333,6 @@ def write_maps(
     folder.mkdir()
     chips, size, context, written = task.chips, task.chips.chip_size, task.chips.context, []
     core = np.s_[context : context + size, context : context + size]
-    named: Counter[str] = Counter()
     for number in np.unique(chips.scene[task.split.chips("test")]).tolist():
         scene = chips.scenes[number].scene
         classes = np.full((scene.height, scene.width), 255, np.uint8)
@@ -345,10 +344,9 @@ def write_maps(
                 inside = np.s_[: place.shape[0], : place.shape[1]]
                 valid = chips[chip].valid[core][inside]
                 place[valid] = values[core][inside][valid]
-        name_of_scene = scene_name(Path(scene.path))
-        named[name_of_scene] += 1
-        repeated = f"-{named[name_of_scene]}" if named[name_of_scene] > 1 else ""  # as in folders of dates
-        path = folder / f"{name_of_scene}{repeated}.tif"
+        stem = scene_name(Path(scene.path))
+        names = itertools.chain([f"{stem}.tif"], (f"{stem}-{k}.tif" for k in itertools.count(2)))
+        path = next(folder / name for name in names if folder / name not in written)  # as folders of dates repeat them
         tags = {"checkpoint": config.ckpt, "head": name}
         write_class_map(path, classes, scene, chips.names, chips.ids, chips.colours, tags)
         written.append(path)

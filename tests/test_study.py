@@ -219,7 +219,7 @@ def test_a_run_is_held_against_the_first_and_its_own_start_of_the_same_ground(st
 
     monkeypatch.setattr(ablation, "standardizing", lambda run, labelled: (0, 1))
     monkeypatch.setattr(ablation, "backbone_of", lambda run, labelled: SimpleNamespace(timm=run.name))
-    monkeypatch.setattr(ablation, "described", lambda run: {"seed": 0, "data": {}})
+    monkeypatch.setattr(ablation, "described", lambda run: {"seed": 0, "data": {"chip_size": len(run.parts)}})
     monkeypatch.setattr(ablation, "untrained", lambda backbone, seed: SimpleNamespace(timm=f"start of {backbone.timm}"))
     monkeypatch.setattr(ablation, "normalized_by", lambda run, network, bands: network)
     monkeypatch.setattr(ablation, "score_backbone", score)
@@ -233,4 +233,9 @@ def test_a_run_is_held_against_the_first_and_its_own_start_of_the_same_ground(st
     a = [[miou["half"], 0, miou["half"] - miou["wrong"]], [miou["wrong"], 0, 0]]
     b = [[1, 1 - miou["half"], 1 - miou["half"]], [miou["half"], miou["half"] - miou["wrong"], miou["half"] - 1]]
     np.testing.assert_allclose(gains, [*a, *b, *a], atol=1e-12)
-    assert Counter(scored) == {key: 1 if key[0].startswith("start") else (2 if key[0] == "a" else 1) for key in counts}
+    # The same network on other chips starts from other statistics.
+    ablation.compared(Path("other/a"), grounds[0], first, starts)
+    assert scored[-2:] == [("a", 0), ("start of a", 0)]
+    assert Counter(scored[:-2]) == {
+        key: 1 if key[0].startswith("start") else (2 if key[0] == "a" else 1) for key in counts
+    }

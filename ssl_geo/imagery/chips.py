@@ -25,6 +25,7 @@ from ssl_geo.files import written_whole
 from ssl_geo.imagery.archives import FoundScene, walk_scenes
 from ssl_geo.imagery.columns import mapped_columns, stored_once
 from ssl_geo.imagery.products import LEVELS, metadata_file
+from ssl_geo.imagery.rasters import READING
 from ssl_geo.imagery.scan import Chips, scan_pixels
 from ssl_geo.imagery.sensors import KNOWN_BANDS, canonical_band
 from ssl_geo.imagery.statistics import BandStatistics
@@ -423,8 +424,8 @@ def _bounds(scenes: Sequence[SceneRecord], chips: Chips, chip_size: int) -> tupl
 
 
 def _fingerprint(found: Sequence[FoundScene], settings: IndexSettings) -> str:
-    """Of format, settings, and path, size and time of change of every file."""
-    digest = hashlib.sha256(json.dumps([FORMAT_VERSION, asdict(settings)]).encode())
+    """Of format, way of reading, settings, and path, size and time of change of every file."""
+    digest = hashlib.sha256(json.dumps([FORMAT_VERSION, READING, asdict(settings)]).encode())
     for scene in found:
         metadata = metadata_file(scene.path)
         for file in (*scene.files, *(() if metadata is None else (metadata,))):

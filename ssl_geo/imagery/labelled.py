@@ -18,7 +18,7 @@ from tqdm import tqdm
 from ssl_geo.errors import UserError, nearest
 from ssl_geo.imagery.coordinates import to_lonlat
 from ssl_geo.imagery.pairing import IGNORED, Classes, Colour, LabelledScene, pair_labels, scene_labels, scene_name
-from ssl_geo.imagery.rasters import read_window
+from ssl_geo.imagery.rasters import READING, read_window
 from ssl_geo.imagery.statistics import BandStatistics
 
 __all__ = [
@@ -280,7 +280,7 @@ class LabelledChips:
         return lonlat, size_m
 
     def _of_files(self) -> str:
-        digest = hashlib.sha256(json.dumps([self.bands, self.chip_size, self.context]).encode())
+        digest = hashlib.sha256(json.dumps([READING, self.bands, self.chip_size, self.context]).encode())
         for labelled in self.scenes:
             digest.update(json.dumps(asdict(labelled)).encode())
             for file in sorted({source.file for source in labelled.scene.sources} | {labelled.labels}):

@@ -142,6 +142,10 @@ def open_scene(
     )
 
 
+READING = 2
+"""Raised whenever the same files give other pixels or labels: what was computed from them is then computed anew."""
+
+
 def read_header(path: str | os.PathLike[str]) -> Header:
     """What the header of one raster file tells, be it imagery, labels or a picture.
 
@@ -229,7 +233,7 @@ def read_labels(
 
     Returns:
         labels (H, W) in an integer type, crs, transform as in `Scene`, and the id of what has no label or None: the
-        declared one, else -1 where a mask or an alpha band excludes pixels.
+        declared one; where a mask or an alpha band excludes pixels, an id below all others, which those have then.
 
     Raises:
         UserError: If it has more than one band or values that are no whole numbers.
@@ -261,8 +265,11 @@ def read_labels(
     if nodata is not None and not (math.isfinite(nodata) and nodata == int(nodata)):
         nodata = None
     if mask is not None and not mask.all():
-        nodata = -1 if nodata is None else nodata
-        labels = np.where(mask != 0, labels.astype(np.int64), int(nodata))
+        without = mask == 0
+        if nodata is not None:
+            without |= labels == nodata
+        nodata = min(-1, int(labels.min()) - 1)  # no id: one that is declared may be listed as a class
+        labels = np.where(without, nodata, labels.astype(np.int64))
     return labels, header.crs or None, header.transform, None if nodata is None else int(nodata)
 
 
@@ -335,6 +342,8 @@ def _header(file: str, *, labels: bool = False) -> Header:
         raise UserError(
             f"{file} tags different scales or offsets by band: {sorted(scaling)}; set them alike in the file"
         )
+    if any(scale == 0 for scale, _ in scaling):
+        raise UserError(f"{file} tags a scale of 0, by which all pixels are alike: mend or remove the tag")
     a, b, c, d, e, f = tuple(dataset.transform)[:6]
     return Header(
         file=file,

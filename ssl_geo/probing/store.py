@@ -13,7 +13,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -105,20 +105,25 @@ def extract(
             computes the same features, which is waited for.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with _alone(folder, say):
+    with nullcontext() if stored_chips(folder) == chips else _alone(folder, say):
         return _extract(extractor, read_chip, chips, folder, memory, batch_size, device, say)
 
 
 @contextmanager
 def _alone(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
-    """Keep other processes out of a store; they wait."""
-    with (folder / "lock").open("w") as file:
+    """Keep other processes out of a store; they wait. A file system without locks is said and gone on with."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             say(f"another process computes these features, waiting for it: {folder}")
-            fcntl.flock(file, fcntl.LOCK_EX)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError as error:
+            say(f"{folder} cannot be locked ({error.strerror}): let no other probe write there meanwhile")
         yield
+    finally:
+        os.close(descriptor)
 
 
 def _extract(
@@ -135,6 +140,8 @@ def _extract(
     extractor.model.eval()
     state = _read_state(folder)
     done = stored_chips(folder)
+    if state.get("chips", chips) != chips:
+        raise UserError(f"{folder} holds {state['chips']} chips, not {chips}: delete it, it is computed anew")
     passes = chips - done
     dtype = np.dtype(state.get("dtype", "float16"))
     while done < chips:
@@ -207,11 +214,14 @@ def _open(
     """Memory-map one file a layer and one for the labels, which come last in `batch`."""
     paths = [folder / f"layer-{number}.npy" for number in range(len(batch) - 1)] + [folder / "labels.npy"]
     if done:
-        return [open_stored(path, "r+") for path in paths]
-    _write_state(folder, {"done": 0, "dtype": str(dtype)})  # before what an earlier pass left is written over
+        stored = [open_stored(path, "r+") for path in paths]
+        if any(array.dtype != dtype for array in stored[:-1]):
+            raise UserError(f"{folder} was written over by two probes at once: delete it, it is computed anew")
+        return stored
     dtypes = [dtype] * (len(batch) - 1) + [np.dtype(np.uint8)]
     arrays: list[npt.NDArray[Any]] = []
     try:
+        _write_state(folder, {"done": 0, "dtype": str(dtype)})  # before what an earlier pass left is written over
         for path, kind, values in zip(paths, dtypes, batch, strict=True):
             array = np.lib.format.open_memmap(path, mode="w+", dtype=kind, shape=(chips, *values.shape[1:]))
             with path.open(

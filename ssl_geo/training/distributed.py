@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import inspect
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -90,7 +90,7 @@ def setup(device: str = "auto") -> Ranks:
         store = PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
         backend = "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=_PATIENCE)
-    return Ranks(rank, world, local_rank, int(os.environ.get("LOCAL_WORLD_SIZE", 1)), place)
+    return Ranks(rank, world, local_rank, int(os.environ.get("LOCAL_WORLD_SIZE", world)), place)
 
 
 def shutdown() -> None:
@@ -124,11 +124,15 @@ def any_rank(flag: bool) -> bool:
     return bool(said)
 
 
-def together(batches: Iterable[Batch]) -> Iterator[Batch]:
+def together(batches: Iterable[Batch], before_leaving: Callable[[], None]) -> Iterator[Batch]:
     """Pass batches on while every process has one; where one's loader has ended or failed, all of them end.
 
+    Args:
+        batches: Of this process.
+        before_leaving: Called by each process then; no process goes on before all have.
+
     Raises:
-        Exception: What this process's own loader raised, once the others have saved and met it at a `barrier`.
+        Exception: What this process's own loader raised.
     """
     iterator, failed = iter(batches), None
     while True:
@@ -139,8 +143,9 @@ def together(batches: Iterable[Batch]) -> Iterator[Batch]:
         if any_rank(batch is None) or batch is None:
             break
         yield batch
+    before_leaving()
+    barrier()
     if failed is not None:
-        barrier()
         raise failed
 
 

@@ -103,7 +103,6 @@ def test_no_difference_is_seldom_taken_for_one(count: int) -> None:
         found.append(paired_difference(np.where(coin, one, two), np.where(coin, two, one)))
     assert np.mean([d.low > 0 or d.high < 0 for d in found]) < 0.11
     assert np.mean([d.p < 0.05 for d in found]) < 0.09
-    assert all(d.p > 0.05 for d in found) or count > 5
 
 
 def test_too_few_blocks_give_no_interval() -> None:

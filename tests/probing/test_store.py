@@ -1,3 +1,4 @@
+import errno
 import json
 import threading
 
@@ -6,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from ssl_geo.errors import UserError
 from ssl_geo.probing.features import FeatureExtractor
 from ssl_geo.probing.store import extract, predicted_bytes, store_key
 
@@ -151,6 +153,31 @@ def test_two_probes_of_one_backbone_do_not_write_over_each_other(tmp_path):
     for store in stores.values():
         np.testing.assert_array_equal(store.layers["norm"], whole.layers["norm"])
         np.testing.assert_array_equal(store.labels, whole.labels)
+
+
+def test_a_whole_store_is_read_where_nothing_can_be_locked(tmp_path, monkeypatch):
+    make(Counting(), tmp_path / "s")
+
+    def refuse(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    assert make(Counting(), tmp_path / "s").passes == 0
+    said = []
+    extractor = FeatureExtractor(Counting(), ["stem"], by="module", input_size=16)
+    store = extract(extractor, read, 10, tmp_path / "other", memory=10**9, batch_size=4, say=said.append)
+    assert store.passes == 10
+    assert "cannot be locked (Function not implemented)" in said[0]
+
+
+def test_a_store_of_other_chips_or_half_written_over_is_refused(tmp_path):
+    make(Counting(), tmp_path / "s")
+    with pytest.raises(UserError, match="holds 10 chips, not 9: delete it"):
+        make(Counting(), tmp_path / "s", chips=9)
+    state = json.loads((tmp_path / "s" / "store.json").read_text())
+    (tmp_path / "s" / "store.json").write_text(json.dumps({**state, "done": 8, "dtype": "float32"}))
+    with pytest.raises(UserError, match="written over by two probes at once: delete it"):
+        make(Counting(), tmp_path / "s")
 
 
 def test_a_store_beyond_the_budget_stays_on_disk(tmp_path):
