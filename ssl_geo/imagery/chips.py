@@ -18,12 +18,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
-from rasterio.crs import CRS
 
 from ssl_geo.errors import UserError, nearest
 from ssl_geo.files import written_whole
 from ssl_geo.imagery.archives import FoundScene, walk_scenes
 from ssl_geo.imagery.columns import mapped_columns, stored_once
+from ssl_geo.imagery.coordinates import in_metres
 from ssl_geo.imagery.products import LEVELS, metadata_file
 from ssl_geo.imagery.rasters import READING
 from ssl_geo.imagery.scan import Chips, scan_pixels
@@ -110,7 +110,7 @@ class ChipIndex:
     @property
     def gsd(self) -> float | None:
         """Metres a pixel where all chips share it, to a hundredth, and have a CRS in metres; else None."""
-        if not all(map(_in_metres, self.table["crs"].unique().to_pylist())):
+        if not all(map(in_metres, self.table["crs"].unique().to_pylist())):
             return None
         across = (self.table["right"].to_numpy() - self.table["left"].to_numpy()) / self.chip_size
         gsd = round(float(across[0]), 2)
@@ -361,11 +361,6 @@ def _build(found: Sequence[FoundScene], settings: IndexSettings, *, workers: int
         notes=tuple(_notes(scenes)),
         fingerprint=fingerprint,
     )
-
-
-def _in_metres(name: str | None) -> bool:
-    crs = CRS.from_user_input(name) if name else None
-    return crs is not None and crs.is_projected and crs.linear_units_factor[1] == 1.0
 
 
 def _shared(column: pa.ChunkedArray) -> float | None:

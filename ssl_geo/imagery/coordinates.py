@@ -29,6 +29,12 @@ def same_crs(one: str | None, other: str | None) -> bool:
     return bool(rasterio.CRS.from_user_input(one) == rasterio.CRS.from_user_input(other))
 
 
+def in_metres(name: str | None) -> bool:
+    """Whether coordinates are metres on a projection."""
+    crs = rasterio.CRS.from_user_input(name) if name else None
+    return crs is not None and crs.is_projected and crs.linear_units_factor[1] == 1.0
+
+
 def to_lonlat(crs: str, x: npt.ArrayLike, y: npt.ArrayLike) -> npt.NDArray[np.float64]:
     """Longitude and latitude (WGS 84) of points, in degrees.
 

@@ -16,6 +16,7 @@ from ssl_geo.imagery.findings import Finding, counted
 _HASH_SIDE = 8  # cosines a direction
 _HASH_DISTANCE = 4  # bits of 63 in which near-duplicates may differ
 _SAME_PICTURE = 0.99  # correlation of thumbnails
+_HASHED = 4096  # thumbnails at a time
 _SHRUNK = 0.95  # footprints are compared at this share of their size, so that neighbours may touch
 
 Pairs = npt.NDArray[np.int64]
@@ -61,14 +62,15 @@ def check_near_duplicates(scenes: Sequence[Sighting]) -> list[Finding]:
     members = [k for k, scene in enumerate(scenes) if scene.thumbnail is not None and _has_contrast(scene.thumbnail)]
     if len(members) < 2:
         return []
-    images = np.stack([_filled(scenes[k].thumbnail) for k in members])
+    parts = [members[first : first + _HASHED] for first in range(0, len(members), _HASHED)]
+    hashes = [perceptual_hashes(np.stack([_filled(scenes[k].thumbnail) for k in part])) for part in parts]
     pairs = []
-    for i, j in _within_distance(perceptual_hashes(images), _HASH_DISTANCE):
+    for i, j in _within_distance(np.concatenate(hashes), _HASH_DISTANCE):
         one, other = scenes[members[i]], scenes[members[j]]
         is_series = one.date is not None and other.date is not None and one.date != other.date
         if is_series or (one.digest is not None and one.digest == other.digest):
             continue
-        if np.corrcoef(images[i].ravel(), images[j].ravel())[0, 1] >= _SAME_PICTURE:
+        if np.corrcoef(_filled(one.thumbnail).ravel(), _filled(other.thumbnail).ravel())[0, 1] >= _SAME_PICTURE:
             pairs.append((members[i], members[j]))
     expected = f"pictures that correlate by less than {_SAME_PICTURE}"
     return _pair_findings("near-duplicates", scenes, pairs, "nearly the same picture", expected)

@@ -2,6 +2,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ssl_geo.imagery import duplicates
 from ssl_geo.imagery.duplicates import (
     Sighting,
     _intersect,
@@ -41,6 +42,13 @@ def test_flat_pictures_are_no_near_duplicates(land):
     assert check_near_duplicates(flat) == []
     empty = [sighting(str(k), np.full((32, 32), np.nan)) for k in range(3)]
     assert check_near_duplicates(empty) == []
+
+
+def test_pictures_are_compared_across_the_portions_they_are_hashed_in(land, monkeypatch):
+    monkeypatch.setattr(duplicates, "_HASHED", 2)
+    seen = [land(k, (32, 32), bands=("B08",))[0].astype(float) for k in range(5)]
+    (finding,) = check_near_duplicates([sighting(str(k), image) for k, image in enumerate([*seen, 1.1 * seen[1]])])
+    assert finding.paths == ("1", "5")
 
 
 def box(left, bottom, width, height=None):
