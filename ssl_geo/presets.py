@@ -64,7 +64,7 @@ LIMITS = {
     "log.checkpoint_every": (1, math.inf),
     "log.keep": (1, math.inf),
 }
-GENTLE_TEMP = 0.04  # where a warm-up of the teacher's temperature starts (arXiv 2104.14294, appendix D)
+GENTLE_TEMP = 0.04  # where a warm-up of the teacher's temperature starts (arXiv 2104.14294, section 3.2)
 
 
 def resolve(config: PretrainConfig, chips: int, world: int = 1, *, transformer: bool = False) -> list[str]:
