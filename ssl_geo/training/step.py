@@ -123,7 +123,7 @@ def compile_networks(networks: Iterable[nn.Module], device: torch.device) -> Non
     try:
         torch.compile(torch.sin)(torch.zeros(8, device=device))
     except TorchDynamoException as error:
-        reason = str(error).split("\n")[0]
+        reason = " ".join(" ".join(str(error).split("\n")[:2]).split())  # who failed, and with what
         raise UserError(f"--optim.compile: no compiler works here ({reason}); install one, or leave it out") from error
     for network in networks:
         network.compile(dynamic=False)

@@ -167,6 +167,8 @@ def test_convolutions_get_channels_last():
     assert all(tensor.is_contiguous(memory_format=torch.channels_last) for tensor in seen)
 
 
+# Where settings were read before, jsonargparse warns of what torch pickles for its cache; the test then skipped itself.
+@pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning")
 def test_compiled_networks_answer_the_same_and_keep_their_names():
     net, view = Net().eval(), make_views()[0]
     names, expected = list(net.state_dict()), net(view)
@@ -188,6 +190,7 @@ def test_no_compiler_is_said_in_one_line(monkeypatch):
 
     monkeypatch.setattr(torch, "compile", lambda function: nothing_works)
     with pytest.raises(
-        UserError, match=r"^--optim.compile: no compiler works here \(.*\); install one, or leave it out$"
+        UserError,
+        match=r"^--optim.compile: no compiler works here \(.*no C\+\+ compiler\); install one, or leave it out$",
     ):
         compile_networks([], CPU)
