@@ -26,10 +26,10 @@ import ssl_geo
 from ssl_geo.files import written_whole
 from ssl_geo.imagery.geoparquet import write_chips
 from ssl_geo.imagery.maps import class_map, pixel_areas, value_map
-from ssl_geo.imagery.pairing import IGNORED, Classes
+from ssl_geo.imagery.pairing import IGNORED, Classes, scene_name
 from ssl_geo.imagery.rasters import Scene, find_scenes, open_scene, read_window
 from ssl_geo.probing.areas import class_areas
-from ssl_geo.probing.embedding import principal_components, sampled_features
+from ssl_geo.probing.embedding import EmptySceneError, principal_components, sampled_features
 from ssl_geo.probing.enlarging import dense_features
 from ssl_geo.probing.saved import SavedHead, load_head
 from ssl_geo.probing.tiling import ReadRows, any_within, blended, lay_tiles
@@ -67,19 +67,15 @@ def main(config: PredictConfig) -> int:
                 lines = embed_places(config, head, scene, path, device)
         except EmptySceneError as error:
             if len(scenes) == 1:
-                raise
+                raise EmptySceneError(f"{scene.path}: {error}") from error
             empty += 1
-            print(f"left out: {error}")
+            print(f"left out {scene.path}: {error}")
             continue
         for line in [f"{scene.path} -> {path}", *lines]:
             print(line)
     if empty:
         print(f"left out {empty} of {len(scenes)} scenes: nothing to embed")
     return 0
-
-
-class EmptySceneError(UserError):
-    """A scene has no pixel to embed; others of a batch are gone on with."""
 
 
 def check(config: PredictConfig) -> None:
@@ -130,7 +126,7 @@ def targets(config: PredictConfig, scenes: list[Scene]) -> list[Path]:
     elif out.suffix.lower() in (".tif", ".tiff", ".parquet", ".json"):
         raise UserError(f"--out {out}: what is written is {suffix}; name such a file or a folder")
     else:
-        files = [out / f"{scene_stem(scene)}{suffix}" for scene in scenes]
+        files = [out / f"{scene_name(Path(scene.path)) or 'scene'}{suffix}" for scene in scenes]
     if len(set(files)) < len(files):
         twice = next(file for file in files if files.count(file) > 1)
         raise UserError(f"two scenes would be written to {twice}; predict them into folders of their own")
@@ -146,12 +142,6 @@ def targets(config: PredictConfig, scenes: list[Scene]) -> list[Path]:
     except OSError as error:
         raise UserError(f"--out {folder} cannot be made ({error.strerror}); name a folder that can") from error
     return files
-
-
-def scene_stem(scene: Scene) -> str:
-    """A scene's name for files, also where it is a folder or a group of band files."""
-    path = Path(scene.path)
-    return (path.name if path.is_dir() else path.stem).replace("{band}", "").strip("_-. ") or "scene"
 
 
 def notes(head: SavedHead, scene: Scene) -> Iterator[str]:
@@ -198,7 +188,7 @@ def rows_reader(head: SavedHead, scene: Scene, side: int, width: int) -> ReadRow
 
 def progress(strips: Iterable[Strip], total: int, scene: Scene) -> Iterator[Strip]:
     """Pass rows of tiles on under a progress bar."""
-    return iter(tqdm(strips, total=total, desc=scene_stem(scene), unit="row", delay=2, dynamic_ncols=True))
+    return iter(tqdm(strips, total=total, desc=scene_name(Path(scene.path)), unit="row", delay=2, dynamic_ncols=True))
 
 
 def map_scene(config: PredictConfig, head: SavedHead, scene: Scene, path: Path, device: torch.device) -> list[str]:
@@ -317,10 +307,10 @@ def embed_places(config: PredictConfig, head: SavedHead, scene: Scene, path: Pat
     model, kept, names, lines = features, channels, "feature", []
     if config.embed == "pca":
         with torch.inference_mode():
-            sampled = list(sampled_features(read, features, rows, columns, reduction, config.batch_size, device))
-        if sum(map(len, sampled)) < 2:
-            raise EmptySceneError(f"{scene.path} has fewer than 2 places with a valid pixel: check --data.nodata")
-        components = principal_components(sampled, config.components or 3)
+            components = principal_components(
+                sampled_features(read, features, rows, columns, reduction, config.batch_size, device),
+                config.components or 3,
+            )
         kept, names = len(components.axes), "principal component"
         lines = ["  explained: " + " ".join(f"{share:.1%}" for share in components.explained)]
 
@@ -364,7 +354,7 @@ def embed_chips(config: PredictConfig, head: SavedHead, scene: Scene, path: Path
             with torch.inference_mode():
                 embeddings.append(head.backbone(torch.from_numpy(tiles).to(device)).cpu().numpy())
     if not places:
-        raise EmptySceneError(f"{scene.path} has no valid pixel: check --data.nodata")
+        raise EmptySceneError("no pixel is valid (--data.nodata)")
     row, col, fraction = np.array(places).T
     write_chips(
         path,

@@ -6,9 +6,8 @@ Pretrains on the embedded sample, or on the chips that --data names (the study l
 runs/study/packed). Every run sees as many chips as so many steps of the default batch hold. Scored is a linear probe on
 the sample's training and validation scenes, each tested by a head of other scenes, so that no test label has a say in a
 default; intervals are bootstrapped over scenes. With --shared ../shared/data landcover is scored as well: test ground,
-which tells whether it agrees and decides nothing. Prints a line a run and
-ground: minutes of pretraining where it ran now, mIoU, its difference from the first run, and what a run is worth over
-the weights that it started from, normalized.
+which tells whether it agrees and decides nothing. Prints a line a run and ground: minutes of pretraining where it ran
+now, mIoU, its difference from the first run, and what a run is worth over the weights that it started from, normalized.
 """
 
 from __future__ import annotations

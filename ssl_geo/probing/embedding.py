@@ -38,6 +38,10 @@ class PrincipalComponents:
         return components
 
 
+class EmptySceneError(UserError):
+    """A scene has no pixel to embed; others of a batch are gone on with."""
+
+
 def principal_components(samples: Iterable[npt.NDArray[np.floating]], count: int) -> PrincipalComponents:
     """Principal components of features, from their covariance.
 
@@ -46,7 +50,8 @@ def principal_components(samples: Iterable[npt.NDArray[np.floating]], count: int
         count: K.
 
     Raises:
-        UserError: Fewer than two samples in all, or fewer dimensions than components.
+        EmptySceneError: Fewer than two samples in all.
+        UserError: Fewer dimensions than components.
     """
     number, total, square = 0, np.zeros(()), np.zeros(())
     shift: npt.NDArray[np.float64] | None = None  # by the first portion's mean, against cancellation
@@ -58,7 +63,7 @@ def principal_components(samples: Iterable[npt.NDArray[np.floating]], count: int
         rows = rows - shift
         number, total, square = number + len(rows), total + rows.sum(axis=0), square + rows.T @ rows
     if shift is None or number < 2:
-        raise UserError("no principal components: the scene has fewer than 2 places with a valid pixel (--data.nodata)")
+        raise EmptySceneError("fewer than 2 places have a valid pixel, and so no principal components (--data.nodata)")
     if count > len(shift):
         raise UserError(f"--components {count}: the layer has {len(shift)} channels; ask for so many at most")
     centre = total / number
