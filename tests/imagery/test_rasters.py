@@ -352,7 +352,7 @@ def test_zero_is_fill_in_all_bands_and_dark_ground_in_one(tmp_path: Path, write_
     scene = open_scene(tmp_path / "x.tif")
     np.testing.assert_array_equal(read_whole(scene)[1], expected)
     assert read_whole(open_scene(tmp_path / "x.tif", nodata=9))[1].all()  # the user's word replaces the rule
-    # Nor does a file that declares it make dark water fill: it cost two pixels in five of chips_coastal.
+    # Nor does a file that declares it make dark water fill: it cost half the pixels of chips_coastal.
     write_stack(tmp_path / "declared.tif", array=array, nodata=0)
     for scene in (open_scene(tmp_path / "declared.tif"), open_scene(tmp_path / "x.tif", nodata=0)):
         np.testing.assert_array_equal(read_whole(scene)[1], expected)
