@@ -22,6 +22,8 @@ INTERRUPTED = 75  # told to stop; the same command goes on (EX_TEMPFAIL of sysex
 
 def main(config: PackConfig) -> int:
     """Pack, or verify what was packed: scene → chip → shard."""
+    if config.workers is not None and config.workers < 1:
+        raise UserError(f"--workers is {config.workers}; it must be at least 1")
     workers = config.workers or min(8, len(os.sched_getaffinity(0)))
     data = config.data
     if config.verify is not None:

@@ -47,6 +47,8 @@ LIMITS = {
     "seed": (0, 2**32 - 1),
     "steps": (1, math.inf),
     "data.workers": (0, math.inf),
+    "optim.batch_size": (1, math.inf),
+    "optim.accumulate": (1, math.inf),
     "dino.out_dim": (1, math.inf),
     "dino.hidden_dim": (1, math.inf),
     "dino.bottleneck_dim": (1, math.inf),
@@ -82,6 +84,7 @@ def resolve(config: PretrainConfig, chips: int, world: int = 1, *, transformer: 
     Raises:
         UserError: A value that cannot work, with what is allowed.
     """
+    _check_limits(config)
     lines = []
     preset = next(p for p in PRESETS if chips < p.below)
     if config.steps is None:
@@ -89,7 +92,6 @@ def resolve(config: PretrainConfig, chips: int, world: int = 1, *, transformer: 
         lines.append(
             f"steps {config.steps}: {config.steps * config.optim.batch_size / chips:.0f} epochs of {chips} chips"
         )
-    _check_limits(config)
     lr, reason = PAPER_LR, preset.reason
     if preset.peak_lr is not None and not transformer:
         lr, reason = preset.peak_lr * 256 / config.optim.batch_size, f"{reason}, a high learning rate"
@@ -124,7 +126,7 @@ def resolve(config: PretrainConfig, chips: int, world: int = 1, *, transformer: 
         if not 0 <= length <= config.steps:
             raise UserError(f"--{name} is {length}; it must lie between 0 and the run's {config.steps} steps (--steps)")
     parts = world * config.optim.accumulate
-    if config.optim.batch_size < 1 or parts < 1 or config.optim.batch_size % parts:
+    if config.optim.batch_size % parts:
         raise UserError(
             f"--optim.batch_size is {config.optim.batch_size}; give a multiple of {parts}: the chips of a step are "
             f"shared by {world} processes with {config.optim.accumulate} micro-batches each (--optim.accumulate)"

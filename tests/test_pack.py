@@ -48,6 +48,8 @@ def test_pack_and_verify(arguments, tmp_path, capsys):
     [
         (["--data.bands", "B02", "B12"], "B12"),
         (["--shard_mb", "0"], "--shard_mb is 0"),
+        (["--workers", "0"], "--workers is 0; it must be at least 1"),
+        (["--seed", "-1"], "--seed -1: it must be 0 or more"),
         (["--data", "MISSING"], "MISSING"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",

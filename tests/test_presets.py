@@ -71,12 +71,21 @@ def test_a_warmup_longer_than_the_run_is_refused():
         (["--dino.out_dim", "0"], r"--dino.out_dim is 0; it must be at least 1"),
         (["--data.workers", "-1"], r"--data.workers is -1; it must be at least 0"),
         (["--log.keep", "0"], r"--log.keep is 0; it must be at least 1"),
+        (["--optim.batch_size", "0"], r"--optim.batch_size is 0; it must be at least 1"),
+        (["--optim.accumulate", "0"], r"--optim.accumulate is 0; it must be at least 1"),
     ],
 )
 def test_a_value_that_would_train_nonsense_is_refused(given, message):
     """A negative learning rate and a negative temperature once trained to the end, with exit code 0."""
     with pytest.raises(UserError, match=message):
         resolve(pretrain_config(["--steps", "10", *given]), 100)
+
+
+@pytest.mark.parametrize("size", ["0", "-64"])
+def test_the_batch_is_judged_before_steps_are_counted_in_it(size):
+    """It once ended in a division by zero, or the blame fell on --steps."""
+    with pytest.raises(UserError, match=rf"--optim.batch_size is {size}; it must be at least 1"):
+        resolve(pretrain_config(["--data", "imagery", "--optim.batch_size", size]), 100)
 
 
 def test_a_warm_up_of_the_temperature_starts_at_the_papers_where_no_start_is_given():

@@ -324,6 +324,8 @@ def _checked_settings(settings: IndexSettings) -> IndexSettings:
         raise UserError(f"--data.chip_size {settings.chip_size}: it must be 1 or more")
     if settings.statistics_chips < 1:
         raise UserError(f"--data.statistics_chips {settings.statistics_chips}: it must be 1 or more")
+    if settings.seed < 0:
+        raise UserError(f"--seed {settings.seed}: it must be 0 or more")
     if settings.level is not None and settings.level not in LEVELS:
         raise UserError(f"--data.level {settings.level} is no product level; {nearest(settings.level, LEVELS)}")
     for name in ("min_valid", "max_unreadable"):

@@ -189,17 +189,22 @@ def _finished(index: ChipIndex, folder: Path, plan: _Plan) -> dict[int, _Written
         return {n: _Written(*pair) for n, pair in enumerate(zip(manifest.shards, partly, strict=True))}
     if not (folder / JOURNAL).exists():
         return {}
-    first, *lines = (folder / JOURNAL).read_text().splitlines()
-    head = json.loads(first)
-    records = head.pop("finished")
-    if head != json.loads(json.dumps(_head(index, plan))):
-        raise other
-    for line in lines:
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break  # torn by a kill
-    return {record["shard"]: _Written(Shard.of(record), record["partly"]) for record in records}
+    try:
+        first, *lines = (folder / JOURNAL).read_text().splitlines()
+        head = json.loads(first)
+        records = head.pop("finished")
+        if head != json.loads(json.dumps(_head(index, plan))):
+            raise other
+        for line in lines:
+            try:
+                records.append(json.loads(line))
+            except json.JSONDecodeError:
+                break  # torn by a kill
+        return {record["shard"]: _Written(Shard.of(record), record["partly"]) for record in records}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if error is other:
+            raise
+        raise UserError(f"{folder / JOURNAL} cannot be read ({error!r}): delete {folder} and pack anew") from error
 
 
 def _check_room(index: ChipIndex, folder: Path, plan: _Plan, todo: Sequence[int]) -> None:

@@ -356,6 +356,16 @@ def test_a_damaged_manifest_is_refused_in_a_line(index: ChipIndex, tmp_path: Pat
         packed_index(tmp_path / "p")
 
 
+@pytest.mark.parametrize("content", ["", "{}", "[1]", '{"fingerprint": "x"}', "\x00", '{"fingerprint": ', "3"])
+def test_a_damaged_journal_is_refused_in_a_line(index: ChipIndex, tmp_path: Path, content: str) -> None:
+    packed_from(index, tmp_path / "p")
+    (tmp_path / "p" / "packed.json").unlink()
+    (tmp_path / "p" / "packing.jsonl").write_text(content)
+    with pytest.raises(UserError, match=r"packing\.jsonl cannot be read .*: delete .* and pack anew") as error:
+        packed_from(index, tmp_path / "p")
+    assert "\n" not in str(error.value)
+
+
 def test_a_damaged_index_is_refused(index: ChipIndex, tmp_path: Path) -> None:
     packed_from(index, tmp_path / "p")
     other = build_index([Path(index.table["scene"][0].as_py())], bands=BANDS, chip_size=16, progress=False)
