@@ -40,7 +40,6 @@ Strip = TypeVar("Strip")
 
 PROBABILITY_STEP = 1e-4  # declared as the scale of the stored integers
 NO_PERCENT, NO_STEP = 255, 65535  # nodata of confidence and of probabilities
-SUFFIXES = {"chips": ".parquet"}  # of --embed; all else is .tif
 
 
 def main(config: PredictConfig) -> int:
@@ -57,7 +56,6 @@ def main(config: PredictConfig) -> int:
             print(line)
     empty = 0
     for scene, path in zip(scenes, files, strict=True):
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
             if config.embed is None:
                 lines = map_scene(config, head, scene, path, device)
@@ -118,8 +116,9 @@ def open_scenes(config: PredictConfig, head: SavedHead) -> list[Scene]:
 
 def targets(config: PredictConfig, scenes: list[Scene]) -> list[Path]:
     """The main file of each scene; nothing there is written over."""
-    out, suffix = Path(config.out), SUFFIXES.get(config.embed or "", ".tif")
-    if out.suffix.lower() in (suffix, f"{suffix}f"):
+    out, suffixes = Path(config.out), [".parquet"] if config.embed == "chips" else [".tif", ".tiff"]
+    suffix = suffixes[0]
+    if out.suffix.lower() in suffixes:
         if len(scenes) > 1:
             raise UserError(f"--out {out} is one file for {len(scenes)} scenes; name a folder")
         files = [out]

@@ -232,7 +232,7 @@ def features_folder(config: ProbeConfig, extractor: Extractor, task: Task, norma
             "normalizing": [int(chip) for chip in normalizing],
             "mean": task.mean.tolist(),
             "std": task.std.tolist(),
-            "chips": task.chips.fingerprint(),
+            "chips": task.chips.fingerprint,
         }
     )
     return Path(config.cache).expanduser() / "features" / key

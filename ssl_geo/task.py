@@ -16,6 +16,7 @@ import numpy.typing as npt
 from ssl_geo.config import ProbeConfig
 from ssl_geo.errors import UserError
 from ssl_geo.imagery.labelled import LabelledChips, pair_labels
+from ssl_geo.imagery.pairing import read_splits
 from ssl_geo.imagery.quickcheck import check_labelled
 from ssl_geo.imagery.sample import SAMPLE, ensure_sample
 from ssl_geo.probing.footprints import Footprints
@@ -68,7 +69,7 @@ def labelled_task(config: ProbeConfig, description: Mapping[str, Any], *, multip
         UserError: What was given does not make a task.
     """
     images, labels = [Path(path) for path in config.images], [Path(path) for path in config.labels]
-    given = given_splits(Path(config.split.file)) if config.split.file else None
+    given = read_splits(Path(config.split.file), "--split.file") if config.split.file else None
     if not images:
         ensure_sample()
         images, labels = [SAMPLE / "images"], [SAMPLE / "labels"]
@@ -94,7 +95,7 @@ def labelled_task(config: ProbeConfig, description: Mapping[str, Any], *, multip
     split = split_chips(
         footprints(chips),
         chips.class_pixels,
-        block=config.split.block or 2 * size * pixel,
+        block=2 * size * pixel if config.split.block is None else config.split.block,
         fractions=config.split.fractions,
         gap=config.split.gap,
         given=None if given is None else chips.given(given),
@@ -123,17 +124,6 @@ def chip_size(config: ProbeConfig, description: Mapping[str, Any], multiple: int
             f"sides that are multiples of {multiple}; give --chip_size {' or '.join(map(str, sides))}"
         )
     return size - over
-
-
-def given_splits(file: Path) -> dict[str, str]:
-    """Split of each image by its name, from JSON."""
-    try:
-        given = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"--split.file {file} is no readable JSON file ({error})") from error
-    if not isinstance(given, dict) or not all(isinstance(split, str) for split in given.values()):
-        raise UserError(f'--split.file {file} must hold {{"image name": "train", "val" or "test"}}')
-    return given
 
 
 def footprints(chips: LabelledChips) -> Footprints:

@@ -54,6 +54,12 @@ def test_a_warning_is_1_and_an_error_is_2(tmp_path):
     assert main(doctor_config([str(tmp_path / "images")])) == 2
 
 
+def test_less_than_one_worker_is_refused():
+    """-1 once ended in a traceback, and 0 was taken for the default."""
+    with pytest.raises(UserError, match="--workers is 0; it must be at least 1"):
+        main(doctor_config(["--workers", "0"]))
+
+
 def test_the_command_line(tmp_path):
     dn = np.random.default_rng(0).integers(500, 3000, (3, 64, 64)).astype(np.uint16)
     path = tmp_path / "a b.tif"

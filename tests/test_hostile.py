@@ -19,10 +19,10 @@ from ssl_geo.imagery.chips import ChipIndex, build_index
 from ssl_geo.imagery.geotiff import write_geotiff
 from ssl_geo.imagery.packed import PackedChips, packed_index
 from ssl_geo.imagery.packing import pack
+from ssl_geo.imagery.pairing import read_splits
 from ssl_geo.imagery.rasters import find_scenes, open_scene, read_labels, read_window
 from ssl_geo.pretrain import main
 from ssl_geo.probing import store
-from ssl_geo.task import given_splits
 from ssl_geo.training import runs
 from ssl_geo.weights import read_tensors, read_torch
 
@@ -106,7 +106,7 @@ def read_store(path: Path) -> None:
         (as_index, ChipIndex.load),
         (as_shard, read_shard),
         (as_object_array, read_store),
-        (as_pickle, given_splits),
+        (as_pickle, lambda file: read_splits(file, "--split.file")),
         (as_yaml, lambda path: pretrain_config(["--config", str(path)])),
         (as_run, lambda path: pretrain_config(["--resume", str(path)])),
         (as_pickle, open_scene),

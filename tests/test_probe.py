@@ -271,6 +271,7 @@ VIT = ["--ckpt", "random:vit_tiny_patch16_224", "--layers", "auto", "--chip_size
         (["--batch_size", "-1"], "--batch_size is -1"),
         (["--lr", "0"], "--lr is 0.0"),
         (["--split.block", "100000"], "--split.block"),
+        (["--split.block", "0"], "blocks of 0 metres: more than 0 is needed, set --split.block"),
         (["--split.fractions", "0.8", "0.0", "0.2"], "no chip in val"),
         (["--split.gap", "5000"], "no valid pixel in"),
         (["--split.file", "absent.json"], "absent.json"),

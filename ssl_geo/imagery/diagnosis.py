@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +22,7 @@ from ssl_geo.imagery.duplicates import Sighting, check_duplicates, check_near_du
 from ssl_geo.imagery.findings import Finding, merge
 from ssl_geo.imagery.inspection import Inspected, inspect, unreadable
 from ssl_geo.imagery.labelchecks import examine_labels
-from ssl_geo.imagery.pairing import label_files, scene_name
+from ssl_geo.imagery.pairing import label_files, read_splits, scene_name
 from ssl_geo.imagery.profiles import Part, Profile, Window, join, profile_window, windows
 from ssl_geo.imagery.scenes import Scene, UnreadableError
 from ssl_geo.imagery.survey import in_order
@@ -58,7 +57,6 @@ class _Seen:
     shift: bool | None = None
     digest: str | None = None
     thumbnail: npt.NDArray[np.float64] | None = None
-    is_empty: bool = False
 
 
 def diagnose(
@@ -87,14 +85,16 @@ def diagnose(
         **settings: Of `open_scene`.
 
     Raises:
-        UserError: If a path does not exist, or holds no raster.
+        UserError: If a path does not exist, or holds no raster; less than one worker.
     """
+    if workers is not None and workers < 1:
+        raise UserError(f"--workers is {workers}; it must be at least 1")
     workers = workers or min(_MAX_WORKERS, os.cpu_count() or 1)
     for path in map(Path, paths):
         if not path.exists() and BAND not in path.name:
             raise UserError(f"{path} does not exist; PATH takes folders and GeoTIFF files")
     files = label_files(labels) if labels else []
-    given = None if splits is None else _read_splits(splits)
+    given = None if splits is None else read_splits(splits, "--split")
     known = set(files)
     found = [scene for scene in walk_scenes(paths, progress=progress) if scene.path not in known]
     if not found:
@@ -135,16 +135,6 @@ def diagnose(
             progress=progress,
         )
     return Diagnosis(len(found), len(files), pixels, merge(findings))
-
-
-def _read_splits(file: Path) -> dict[str, str]:
-    try:
-        given = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"--split {file} cannot be read as JSON ({error}); it maps image names to splits") from error
-    if not isinstance(given, dict) or not all(isinstance(split, str) for split in given.values()):
-        raise UserError(f'--split {file} is no table of splits; it holds {{"image name": "train" | "val" | "test", …}}')
-    return given
 
 
 def _profiles(
@@ -194,8 +184,8 @@ def _check_profile(profile: Profile, one: Inspected, kept: _Seen) -> list[Findin
     findings = [finding for check in pixelchecks.SCENE_CHECKS for finding in check(profile)]
     kept.evidence = order_evidence(profile.spectra, profile.scene.bands)
     kept.shift = pixelchecks.shift(profile)
-    kept.digest, kept.thumbnail = profile.digest, profile.thumbnail
-    kept.is_empty = profile.valid == 0
+    if profile.valid:  # scenes without a pixel are no duplicates of each other
+        kept.digest, kept.thumbnail = profile.digest, profile.thumbnail
     return findings
 
 
@@ -218,8 +208,8 @@ def _check_archive(seen: Sequence[_Seen], splits: Mapping[str, str] | None) -> l
             one.path,
             scene.date,
             None if splits is None else splits.get(scene_name(Path(one.path))),
-            None if one.is_empty else one.digest,
-            None if one.is_empty else one.thumbnail,
+            one.digest,
+            one.thumbnail,
         )
         for one, scene in usable
     ]

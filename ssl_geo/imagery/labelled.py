@@ -72,6 +72,7 @@ class LabelledChips:
             an image has no CRS.
         size_m: (N, 2) width and height of that part in metres, along the image's axes on a sphere; None likewise.
         left_out: Number of chips left out.
+        fingerprint: Changes with the files (path, size, time of change), how they are read, classes, bands, chip size.
     """
 
     def __init__(
@@ -105,7 +106,7 @@ class LabelledChips:
         self.scenes = tuple(scenes)
         self.bands = tuple(bands)
         self.chip_size, self.context, self.side = chip_size, context, chip_size + 2 * context
-        self._fingerprint = self._of_files()  # before the pixels are read: what changes meanwhile shows next time
+        self.fingerprint = self._of_files()  # before the pixels are read: what changes meanwhile shows next time
         windows: list[tuple[int, int, int]] = []
         counted: list[npt.NDArray[np.int64]] = []
         with ThreadPoolExecutor(min(_MAX_WORKERS, os.cpu_count() or 1)) as pool:
@@ -174,10 +175,6 @@ class LabelledChips:
     def colours(self) -> tuple[Colour, ...]:
         """(C,) colours of the classes."""
         return self.scenes[0].classes.colours
-
-    def fingerprint(self) -> str:
-        """Changes with the files (path, size, time of change), how they are read, classes, bands and chip size."""
-        return self._fingerprint
 
     def report(self) -> list[str]:
         """What to print: size and classes, what was left out, warped or assumed."""

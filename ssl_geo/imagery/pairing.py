@@ -6,6 +6,7 @@ ignored: nodata, pixels of the image that are not valid, padding.
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -170,6 +171,25 @@ def scene_name(path: Path) -> str:
     """What a scene is called: without suffix, or without the band's place in a group's name."""
     name = path.name
     return path.stem if name.lower().endswith(RASTER_SUFFIXES) else name.replace(BAND, "").strip("_-. ")
+
+
+def read_splits(file: Path, option: str) -> dict[str, str]:
+    """Split of each scene by its name, from JSON.
+
+    Args:
+        file: {"scene name": "train" | "val" | "test", ...}.
+        option: That named it.
+
+    Raises:
+        UserError: It is no such file.
+    """
+    try:
+        given = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{option} {file} is no readable JSON file ({error})") from error
+    if not isinstance(given, dict) or not all(isinstance(split, str) for split in given.values()):
+        raise UserError(f'{option} {file} must hold {{"image name": "train", "val" or "test"}}')
+    return given
 
 
 def match_labels(images: Sequence[Path], files: Sequence[Path]) -> tuple[list[list[Path]], list[Path]]:

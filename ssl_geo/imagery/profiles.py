@@ -79,7 +79,7 @@ class Profile:
 
 @dataclass
 class Part:
-    """A profile of one window, to be put together by `Profiler`."""
+    """A profile of one window, to be put together by `join`."""
 
     window: Window
     profile: Profile

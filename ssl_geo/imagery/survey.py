@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -92,42 +92,27 @@ def describe_scenes(
             return error
 
     kept: list[SceneRecord] = []
-    tally = _Tally()
+    left_out: defaultdict[str, list[str]] = defaultdict(list)
     bands_seen: set[str] = set()
     unreadable: dict[str, str] = {}
     pictures: list[str] = []
     largest = (0, 0)
     scenes = in_order(describe, found, workers)
     bar = tqdm(scenes, "describing scenes", len(found), unit=" scenes", delay=2, disable=not progress)
-    for (path, _), scene in zip(((str(f.path), f) for f in found), bar, strict=True):
+    for path, scene in zip((str(scene.path) for scene in found), bar, strict=True):
         if isinstance(scene, UnreadableError):
             unreadable[path] = str(scene)
         elif isinstance(scene, NotImageryError):
             pictures.append(str(scene))
-            tally.add("no imagery (palette, picture for display, complex numbers)", path)
+            left_out["no imagery (palette, picture for display, complex numbers)"].append(path)
         elif missing := [band for band in bands if band not in scene.bands]:
             bands_seen.update(scene.bands)
-            tally.add(f"scene misses band{'' if len(missing) == 1 else 's'} {', '.join(missing)}", path)
+            left_out[f"scene misses band{'' if len(missing) == 1 else 's'} {', '.join(missing)}"].append(path)
         elif min(scene.height, scene.width) < chip_size:
             largest = max(largest, (scene.height, scene.width), key=min)
-            tally.add(f"scene smaller than a chip of {chip_size} pixels", path)
+            left_out[f"scene smaller than a chip of {chip_size} pixels"].append(path)
         else:
-            kept.append(
-                SceneRecord(
-                    path,
-                    scene.height,
-                    scene.width,
-                    scene.crs,
-                    scene.transform,
-                    scene.dtype,
-                    scene.level,
-                    scene.offset,
-                    scene.offset_source,
-                    scene.scale,
-                    scene.nodata,
-                    scene.date,
-                )
-            )
+            kept.append(SceneRecord(path, *(getattr(scene, name) for name in SceneRecord._fields[1:])))
     refuse_unreadable(unreadable, len(found), max_unreadable)
     if not kept:
         if largest != (0, 0):
@@ -141,7 +126,8 @@ def describe_scenes(
                 "set --data.bands"
             )
         raise UserError(next(iter([*pictures, *unreadable.values()]), "no scene found; set --data"))
-    return kept, [*tally.records(), *([unreadable_record(unreadable)] if unreadable else [])]
+    records = [LeftOut(why, "scene", len(paths), tuple(paths[:NAMED_SCENES])) for why, paths in left_out.items()]
+    return kept, [*records, *([unreadable_record(unreadable)] if unreadable else [])]
 
 
 def refuse_mixed(scenes: Sequence[SceneRecord]) -> None:
@@ -187,19 +173,6 @@ def unreadable_record(unreadable: Mapping[str, str]) -> LeftOut:
     """What to say of scenes that cannot be read, with what was wrong with the first."""
     reason = f"unreadable, {next(iter(unreadable.values()))}"
     return LeftOut(reason, "scene", len(unreadable), tuple(unreadable)[:NAMED_SCENES])
-
-
-class _Tally:
-    """Scenes left out, by reason."""
-
-    def __init__(self) -> None:
-        self._scenes: dict[str, list[str]] = {}
-
-    def add(self, reason: str, path: str) -> None:
-        self._scenes.setdefault(reason, []).append(path)
-
-    def records(self) -> list[LeftOut]:
-        return [LeftOut(reason, "scene", len(s), tuple(s[:NAMED_SCENES])) for reason, s in self._scenes.items()]
 
 
 def in_order(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:

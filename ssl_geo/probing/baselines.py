@@ -19,6 +19,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 from ssl_geo.errors import UserError
+from ssl_geo.probing.metrics import IGNORED
 
 Floats32 = npt.NDArray[np.float32]
 
@@ -118,21 +119,15 @@ def fit_pixels(
     num_classes: int,
     *,
     penalty: float = 1e-5,
-    limit: int | None = 50_000,
-    ignore: int = 255,
-    seed: int = 0,
     class_weights: npt.NDArray[np.float64] | None = None,
 ) -> PixelClassifier:
     """Multinomial logistic regression (scikit-learn) on standardized features of single pixels.
 
     Args:
         features: (F, ...) of `pixel_features`.
-        labels: (...) class ids, `ignore` where there is none.
+        labels: (...) class ids, `IGNORED` where there is none.
         num_classes: Number of classes C.
         penalty: λ of mean cross entropy + λ/2 ‖W‖²; scikit-learn's C = 1 / (λ N).
-        limit: Most training pixels, drawn by seed; None takes all.
-        ignore: The label that is left out.
-        seed: Of that draw.
         class_weights: (C,) in the loss, a mean weighted by them.
 
     Returns:
@@ -141,11 +136,9 @@ def fit_pixels(
     Raises:
         UserError: No labelled pixel.
     """
-    chosen = np.flatnonzero(labels.reshape(-1) != ignore)
+    chosen = np.flatnonzero(labels.reshape(-1) != IGNORED)
     if not len(chosen):
         raise UserError("no valid pixel in train: change --split.block or --split.fractions")
-    if limit is not None and len(chosen) > limit:
-        chosen = np.sort(np.random.default_rng(seed).choice(chosen, limit, replace=False))
     rows, target = features.reshape(len(features), -1)[:, chosen].T, labels.reshape(-1)[chosen].astype(np.int64)
     if len(np.unique(target)) == 1:
         return PixelClassifier(DummyClassifier(strategy="most_frequent").fit(rows, target), num_classes)

@@ -15,11 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ssl_geo.probing.metrics import collapse, confusion, miou
+from ssl_geo.probing.metrics import IGNORED, collapse, confusion, miou
 from ssl_geo.probing.report import Kind
 from ssl_geo.probing.store import FeatureStore
-
-IGNORE = 255
 
 
 @dataclass
@@ -102,11 +100,11 @@ def train_heads(
         recipe: Of the training.
         weights: Per class, in the loss.
         device: Where to compute.
-        say: Takes lines about retries and the time expected.
+        say: Takes lines about retries.
     """
     fitted = {name: Fitted(head.to(device), list(layers)) for name, (head, layers) in heads.items()}
     first_weights = {name: copy.deepcopy(item.head.state_dict()) for name, item in fitted.items()}
-    _train(fitted, store, train, validation, num_classes, recipe, weights, device, say)
+    _train(fitted, store, train, validation, num_classes, recipe, weights, device)
     for name, item in fitted.items():
         if item.collapsed is None:
             continue
@@ -114,7 +112,7 @@ def train_heads(
         again = Fitted(item.head, item.layers, retried=True)
         again.head.load_state_dict(first_weights[name])
         gentle = Recipe(recipe.epochs, recipe.batch_size, recipe.lr / 3, 0.5, recipe.seed)
-        _train({name: again}, store, train, validation, num_classes, gentle, weights, device, say)
+        _train({name: again}, store, train, validation, num_classes, gentle, weights, device)
         fitted[name] = again
     return fitted
 
@@ -128,7 +126,6 @@ def _train(
     recipe: Recipe,
     weights: Tensor | None,
     device: torch.device | None,
-    say: Callable[[str], None],
 ) -> None:
     place = device or torch.device("cpu")
     layers = sorted({layer for item in fitted.values() for layer in item.layers})
@@ -149,11 +146,11 @@ def _train(
                 bar.update()
                 optimizer.param_groups[0]["lr"] = recipe.lr * factor(step)
                 step += 1
-                if bool((labels != IGNORE).any()):  # cross entropy over no pixel is NaN
+                if bool((labels != IGNORED).any()):  # cross entropy over no pixel is NaN
                     terms = {}
                     for name, item in fitted.items():
                         logits = item.head([features[layer] for layer in item.layers], *labels.shape[-2:])
-                        terms[name] = F.cross_entropy(logits, labels, loss_weights, ignore_index=IGNORE)
+                        terms[name] = F.cross_entropy(logits, labels, loss_weights, ignore_index=IGNORED)
                     optimizer.zero_grad(set_to_none=True)
                     torch.autograd.backward(torch.stack(list(terms.values())).nansum())
                     optimizer.step()

@@ -18,7 +18,7 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from ssl_geo.errors import UserError
-from ssl_geo.probing.metrics import Floats, confusion, miou
+from ssl_geo.probing.metrics import IGNORED, Floats, as_tensor, confusion, miou, refuse_other_labels
 
 # Strong to weak: each start is the solution before it. λ of mean loss + λ/2 ‖W‖² on standardized features.
 PENALTIES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
@@ -70,7 +70,6 @@ def fit_linear(
     penalty: float,
     *,
     class_weights: Floats | None = None,
-    ignore: int = 255,
     max_iterations: int = MAX_ITERATIONS,
     tolerance: float = TOLERANCE,
 ) -> LinearProbe:
@@ -80,11 +79,10 @@ def fit_linear(
 
     Args:
         features: (N, D), one row a pixel or token; numpy (memory-mapped, float16) or a tensor on any device.
-        labels: (N,) class ids, `ignore` where there is none.
+        labels: (N,) class ids, `IGNORED` where there is none.
         num_classes: Number of classes C.
         penalty: λ.
         class_weights: (C,) w, all 1 by default.
-        ignore: The label that is left out.
         max_iterations: Of L-BFGS.
         tolerance: Greatest component of the gradient at which it ends.
 
@@ -94,7 +92,7 @@ def fit_linear(
     Raises:
         UserError: No labelled pixel, or features that are not finite.
     """
-    training = _Training(features, labels, num_classes, class_weights, ignore)
+    training = _Training(features, labels, num_classes, class_weights)
     return next(_path(training, num_classes, [penalty], max_iterations, tolerance))
 
 
@@ -104,7 +102,6 @@ def choose_penalty(
     *,
     penalties: Sequence[float] = PENALTIES,
     class_weights: Floats | None = None,
-    ignore: int = 255,
     tolerance: float = CHOOSING,
 ) -> dict[float, float]:
     """Validate penalties from strong to weak, each fit started at the one before it, until the mIoU falls.
@@ -116,7 +113,6 @@ def choose_penalty(
         num_classes: Number of classes C.
         penalties: λ to try, as far as they help.
         class_weights: (C,) in the loss.
-        ignore: The label that is left out.
         tolerance: As of `fit_linear`.
 
     Returns:
@@ -125,15 +121,15 @@ def choose_penalty(
     Raises:
         UserError: No labelled pixel to fit or to validate on, or features that are not finite.
     """
-    if not all(bool((labels != ignore).any()) for _, _, _, labels in folds):
+    if not all(bool((labels != IGNORED).any()) for _, _, _, labels in folds):
         raise UserError("no valid pixel in val to choose a penalty by: change --split.block or --split.fractions")
     order = sorted(penalties, reverse=True)
-    trainings = [_Training(features, labels, num_classes, class_weights, ignore) for features, labels, _, _ in folds]
+    trainings = [_Training(features, labels, num_classes, class_weights) for features, labels, _, _ in folds]
     paths = [_path(training, num_classes, order, MAX_ITERATIONS, tolerance) for training in trainings]
     tried: dict[float, float] = {}
     for penalty, probes in zip(order, zip(*paths, strict=True), strict=False):
         counts = [
-            confusion(_as_tensor(labels).cpu(), probe.predict(features).cpu(), num_classes, ignore)
+            confusion(as_tensor(labels).cpu(), probe.predict(features).cpu(), num_classes)
             for probe, (_, _, features, labels) in zip(probes, folds, strict=True)
         ]
         reached = float(miou(np.sum(counts, axis=0)))
@@ -194,15 +190,10 @@ def _path(
         yield LinearProbe(full.float(), offset.float(), penalty, result.status != 1)
 
 
-def _as_tensor(array: npt.NDArray[np.generic] | Tensor) -> Tensor:
-    """A tensor that shares the array's memory unless it is read-only (a memory map), which is then copied."""
-    return array if isinstance(array, Tensor) else torch.from_numpy(np.require(array, requirements=["C", "W"]))
-
-
 def _chunks(features: Features) -> Iterator[Tensor]:
     """Rows of the features as float32 tensors, CHUNK at a time."""
     for begin in range(0, len(features), CHUNK):
-        yield _as_tensor(features[begin : begin + CHUNK]).float()
+        yield as_tensor(features[begin : begin + CHUNK]).float()
 
 
 class _Training:
@@ -221,12 +212,11 @@ class _Training:
         labels: Labels,
         num_classes: int,
         class_weights: Floats | None,
-        ignore: int,
     ) -> None:
-        target = _as_tensor(labels).long()
+        target = as_tensor(labels).long()
         if len(target) != len(features):
             raise ValueError(f"{len(features)} rows of features, {len(target)} labels")
-        chosen = torch.nonzero(target != ignore)[:, 0]
+        chosen = torch.nonzero(target != IGNORED)[:, 0]
         if not len(chosen):
             raise UserError("no valid pixel in train: change --split.block or --split.fractions")
         if len(chosen) < len(target):
@@ -234,12 +224,7 @@ class _Training:
             target = target[chosen]
         device = features.device if isinstance(features, Tensor) else target.device
         target = target.to(device)
-        low, high = int(target.min()), int(target.max())
-        if low < 0 or high >= num_classes:
-            raise UserError(
-                f"labels hold {low if low < 0 else high}, allowed are 0 ... {num_classes - 1} and {ignore} (no label): "
-                "set --classes to the values there are, or --ignore"
-            )
+        refuse_other_labels(target, num_classes)
         counts = torch.bincount(target, minlength=num_classes)
         self.present = torch.nonzero(counts)[:, 0]
         self._target = (torch.cumsum(counts > 0, 0) - 1)[target]

@@ -17,90 +17,54 @@ from torch import Tensor
 
 from ssl_geo.errors import UserError
 
+IGNORED = 255  # the label of a pixel without one
+
 Counts = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 IntegerArray = npt.NDArray[np.integer] | Tensor
 
 
-def confusion(labels: IntegerArray, predictions: IntegerArray, num_classes: int, ignore: int = 255) -> Counts:
-    """Count the valid pixels of every (label, prediction) pair.
+def confusion(labels: IntegerArray, predictions: IntegerArray, num_classes: int) -> Counts:
+    """Count the labelled pixels of every (label, prediction) pair.
 
     Args:
-        labels: Class ids of any shape; `ignore` where a pixel has no label.
-        predictions: Class ids of the same shape, 0 ... num_classes - 1 where the label is valid. Both arrays numpy, or
+        labels: Class ids of any shape, `IGNORED` where a pixel has no label.
+        predictions: Class ids of the same shape, 0 ... num_classes - 1 where there is a label. Both arrays numpy, or
             both tensors on one device.
         num_classes: Number of classes C.
-        ignore: The label that is left out.
 
     Returns:
         (C, C) int64; entry (i, j) counts the pixels labelled i and predicted j.
 
     Raises:
-        UserError: A label is neither a class nor `ignore`.
+        UserError: A label is neither a class nor `IGNORED`.
         ValueError: Shapes differ, or a prediction is no class.
     """
-    matrix: Counts = confusion_by_block(labels, predictions, None, 1, num_classes, ignore)[0]
-    return matrix
-
-
-def confusion_by_block(
-    labels: IntegerArray,
-    predictions: IntegerArray,
-    blocks: IntegerArray | None,
-    num_blocks: int,
-    num_classes: int,
-    ignore: int = 255,
-) -> Counts:
-    """One confusion matrix for each spatial block, what `bootstrap` draws from.
-
-    Args:
-        labels: Class ids of any shape; `ignore` where a pixel has no label.
-        predictions: Class ids of the same shape.
-        blocks: Block of each pixel, same shape, 0 ... num_blocks - 1, or a negative number to leave the pixel out;
-            None puts all pixels into block 0.
-        num_blocks: Number of blocks.
-        num_classes: Number of classes C.
-        ignore: The label that is left out.
-
-    Returns:
-        (num_blocks, C, C) int64.
-
-    Raises:
-        UserError: A label is neither a class nor `ignore`.
-        ValueError: Shapes differ, or a prediction or block is out of range.
-    """
-    label, prediction = _tensor(labels), _tensor(predictions)
+    label, prediction = as_tensor(labels), as_tensor(predictions)
     if label.shape != prediction.shape:
         raise ValueError(f"labels {tuple(label.shape)} and predictions {tuple(prediction.shape)} differ in shape")
-    used = label != ignore
-    block = None
-    if blocks is not None:
-        block = _tensor(blocks)
-        if block.shape != label.shape:
-            raise ValueError(f"labels {tuple(label.shape)} and blocks {tuple(block.shape)} differ in shape")
-        used &= block >= 0
+    used = label != IGNORED
     label, prediction = label[used].long(), prediction[used].long()
     if label.numel() == 0:
-        return np.zeros((num_blocks, num_classes, num_classes), dtype=np.int64)
-    low, high = label.min().item(), label.max().item()
-    if low < 0 or high >= num_classes:
-        raise UserError(
-            f"labels hold {low if low < 0 else high}, allowed are 0 ... {num_classes - 1} and {ignore} (no label): "
-            "set --classes to the values there are, or --ignore"
-        )
+        return np.zeros((num_classes, num_classes), dtype=np.int64)
+    refuse_other_labels(label, num_classes)
     if prediction.min().item() < 0 or prediction.max().item() >= num_classes:
         raise ValueError(f"predictions go beyond 0 ... {num_classes - 1}")
-    cell = label * num_classes + prediction
-    if block is not None:
-        block = block[used].long()
-        if block.max().item() >= num_blocks:
-            raise ValueError(f"blocks go beyond 0 ... {num_blocks - 1}")
-        cell += block * num_classes**2
-    counts = torch.bincount(cell, minlength=num_blocks * num_classes**2)
-    return np.asarray(counts.reshape(num_blocks, num_classes, num_classes).cpu(), dtype=np.int64)
+    counts = torch.bincount(label * num_classes + prediction, minlength=num_classes**2)
+    return np.asarray(counts.reshape(num_classes, num_classes).cpu(), dtype=np.int64)
 
 
-def _tensor(array: IntegerArray) -> Tensor:
+def refuse_other_labels(labels: Tensor, num_classes: int) -> None:
+    """Raise a UserError where labels, of which there is at least one, are no classes."""
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= num_classes:
+        raise UserError(
+            f"labels hold {low if low < 0 else high}, allowed are 0 ... {num_classes - 1} and {IGNORED} (no label): "
+            "set --classes to the values there are, or --ignore"
+        )
+
+
+def as_tensor(array: npt.NDArray[np.generic] | Tensor) -> Tensor:
     """The array as a tensor where it is; a numpy array is copied only where torch must (read-only, strided)."""
     return array if isinstance(array, Tensor) else torch.from_numpy(np.require(array, requirements=["C", "W"]))
 
@@ -244,7 +208,6 @@ def boundary_counts(
     predictions: npt.NDArray[np.integer],
     num_classes: int,
     distance: int = 2,
-    ignore: int = 255,
 ) -> Counts:
     """Counts of boundary IoU (Cheng et al. 2021, arXiv:2103.16562, eq. 3), to be added up over chips.
 
@@ -253,16 +216,15 @@ def boundary_counts(
     pad with background, which makes it one), and neither is the border to pixels without a label.
 
     Args:
-        labels: (..., H, W) class ids, `ignore` where there is none.
+        labels: (..., H, W) class ids, `IGNORED` where there is none.
         predictions: (..., H, W) class ids.
         num_classes: Number of classes C.
         distance: Width d of the boundary in pixels.
-        ignore: The label that is left out.
 
     Returns:
         (3, C) int64: intersection, union, and boundary pixels of the labels, of each class.
     """
-    valid = labels != ignore
+    valid = labels != IGNORED
     on_label, on_prediction = (_on_boundary(array, valid, distance) for array in (labels, predictions))
     both = on_label & on_prediction & (labels == predictions)
     in_label, in_prediction, intersection = (
@@ -299,7 +261,6 @@ def calibration_counts(
     predictions: npt.NDArray[np.integer],
     labels: npt.NDArray[np.integer],
     bins: int = 15,
-    ignore: int = 255,
 ) -> Floats:
     """Counts of the expected calibration error, to be added up over chips.
 
@@ -308,14 +269,13 @@ def calibration_counts(
     Args:
         confidence: Greatest class probability of each pixel, in [0, 1].
         predictions: Its class, same shape.
-        labels: Class ids, same shape; `ignore` where there is none.
+        labels: Class ids, same shape; `IGNORED` where there is none.
         bins: Number of equal bins of confidence.
-        ignore: The label that is left out.
 
     Returns:
         (3, bins) float64: pixels, summed confidence, pixels predicted rightly, of each bin.
     """
-    valid = labels != ignore
+    valid = labels != IGNORED
     sure = confidence[valid].astype(np.float64)
     right = (predictions[valid] == labels[valid]).astype(np.float64)
     place = np.clip((sure * bins).astype(np.int64), 0, bins - 1)

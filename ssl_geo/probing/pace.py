@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_geo.probing.features import Extractor
+from ssl_geo.probing.metrics import IGNORED
 
 # L-BFGS passes until the linear probe has its penalty and is fitted with it: the mean of 219 to 348 on land cover.
 LINEAR_PASSES = 265
@@ -75,7 +76,7 @@ def measure_pace(
         optimizer.zero_grad(set_to_none=True)
         for head, layers in heads.values():
             logits = head([kept[layer] for layer in layers], *labels.shape[-2:])
-            torch.autograd.backward(F.cross_entropy(logits, labels, ignore_index=255))
+            torch.autograd.backward(F.cross_entropy(logits, labels, ignore_index=IGNORED))
         optimizer.step()
 
     def predict() -> None:

@@ -16,9 +16,9 @@ from ssl_geo.probing.features import Extractor
 from ssl_geo.probing.fit import Fitted
 from ssl_geo.probing.heads import resize
 from ssl_geo.probing.linear import PENALTIES, LinearProbe, choose_penalty, fit_linear, strongest_of_best
+from ssl_geo.probing.metrics import IGNORED
 from ssl_geo.probing.store import FeatureStore
 
-IGNORE = 255
 PIXELS = "pixels"  # the name of the layer that is none of the backbone's
 Floats = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.uint8]
@@ -51,7 +51,7 @@ def sample_rows(
 
 def draw_places(labels: Labels, number: int, most: int, seed: int) -> npt.NDArray[np.int64]:
     """Places in labels.ravel() of at most so many labelled pixels (at least one, if there is one) of a chip."""
-    places: npt.NDArray[np.int64] = np.flatnonzero(labels.ravel() != IGNORE)
+    places: npt.NDArray[np.int64] = np.flatnonzero(labels.ravel() != IGNORED)
     most = max(1, most)
     return places if len(places) <= most else np.random.default_rng((seed, number)).choice(places, most, replace=False)
 

@@ -20,8 +20,8 @@ from ssl_geo.errors import UserError
 from ssl_geo.probing.features import FeatureExtractor
 from ssl_geo.probing.heads import build_head
 from ssl_geo.probing.layers import Way
+from ssl_geo.probing.metrics import IGNORED
 
-IGNORE_INDEX = 255
 # Share of the memory now free that a cache may take unless told otherwise.
 MEMORY_SHARE = 0.8
 
@@ -150,8 +150,8 @@ class SegmentationProbe(nn.Module):
         prefix_tokens: int | None = None,
     ) -> None:
         super().__init__()
-        if not 1 <= num_classes <= IGNORE_INDEX:
-            raise UserError(f"{num_classes} classes: 1 to {IGNORE_INDEX} allowed, {IGNORE_INDEX} marks ignored pixels")
+        if not 1 <= num_classes <= IGNORED:
+            raise UserError(f"{num_classes} classes: 1 to {IGNORED} allowed, {IGNORED} marks ignored pixels")
         self.backbone = backbone
         self.freeze_backbone = freeze_backbone
         self.head_type = head_type
@@ -282,7 +282,7 @@ def compact_labels(labels: Tensor, num_classes: int) -> Tensor:
         raise UserError(f"labels of shape {tuple(labels.shape)}: (B, H, W) or (B, 1, H, W) wanted")
     labels = labels.detach().cpu()
     whole = labels.to(torch.int64)
-    strange = (whole < 0) | ((whole >= num_classes) & (whole != IGNORE_INDEX))
+    strange = (whole < 0) | ((whole >= num_classes) & (whole != IGNORED))
     if labels.is_floating_point():
         strange |= labels != whole
     if strange.any():
@@ -290,7 +290,7 @@ def compact_labels(labels: Tensor, num_classes: int) -> Tensor:
         found = ", ".join(f"{value:g}" for value in values[:8].tolist()) + (", ..." if len(values) > 8 else "")
         raise UserError(
             f"labels {found} in {int(strange.sum())} of {labels.numel()} pixels are outside 0 ... {num_classes - 1} "
-            f"and not {IGNORE_INDEX} (ignored): map them to classes or raise the number of classes"
+            f"and not {IGNORED} (ignored): map them to classes or raise the number of classes"
         )
     return labels.to(torch.uint8)
 

@@ -69,7 +69,7 @@ def score_rivals(
 
     whole = training_ground(folds)
     features, labels = sample_rows(spectra, whole, rows, seed=0)
-    pixels = fit_pixels(features.T, labels, test.num_classes, limit=None, class_weights=class_weights)
+    pixels = fit_pixels(features.T, labels, test.num_classes, class_weights=class_weights)
     draw = partial(sample_rows, textures, seed=0)
     linear, _ = fit_linear_chosen(
         draw, folds, test.num_classes, rows=rows, penalties=penalties, class_weights=class_weights

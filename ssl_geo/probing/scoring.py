@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 
 from ssl_geo.probing.fit import Fitted, predict
-from ssl_geo.probing.metrics import boundary_counts, calibration_counts, confusion_by_block
+from ssl_geo.probing.metrics import boundary_counts, calibration_counts, confusion
 from ssl_geo.probing.report import Kind, ModelResult
 from ssl_geo.probing.store import FeatureStore
 
@@ -58,7 +58,7 @@ class Tally:
     ) -> None:
         """Count a chip: labels, predicted classes and their probability, each (H, W)."""
         count = self._test.num_classes
-        self._confusion[self._test.block_of(number)] += confusion_by_block(labels, classes, None, 1, count)[0]
+        self._confusion[self._test.block_of(number)] += confusion(labels, classes, count)
         self._boundary += boundary_counts(labels, classes, count)
         if confidence is not None:
             self._calibration += calibration_counts(confidence, classes, labels)

@@ -2,7 +2,7 @@
 
 STORE/<key>/layer-<i>.npy   (N, D, h, w) float16, or float32 where float16 would overflow
 STORE/<key>/labels.npy      (N, H, W) uint8, 255 = ignored
-STORE/<key>/store.json      how many chips are done; names, channels, times
+STORE/<key>/store.json      how many chips are done of how many, names of layers, dtype
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import fcntl
 import hashlib
 import json
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -42,13 +41,11 @@ class FeatureStore:
         layers: (N, D, h, w) by layer name, memory-mapped or in memory.
         labels: (N, H, W) uint8, 255 = ignored.
         passes: Chips that went through the backbone to make it; 0 where all was there already.
-        seconds: Time that took.
     """
 
     layers: Mapping[str, npt.NDArray[np.floating]]
     labels: npt.NDArray[np.uint8]
     passes: int
-    seconds: float
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -106,7 +103,12 @@ def extract(
     """
     folder.mkdir(parents=True, exist_ok=True)
     with nullcontext() if stored_chips(folder) == chips else _alone(folder, say):
-        return _extract(extractor, read_chip, chips, folder, memory, batch_size, device, say)
+        passes = _complete(extractor, read_chip, chips, folder, batch_size, device, say)
+        size = sum(path.stat().st_size for path in folder.glob("*.npy"))
+        mode: Literal["r"] | None = None if size <= memory else "r"
+        layers = enumerate(extractor.names)
+        arrays = {name: open_stored(folder / f"layer-{number}.npy", mode) for number, name in layers}
+        return FeatureStore(arrays, open_stored(folder / "labels.npy"), passes)
 
 
 @contextmanager
@@ -126,17 +128,16 @@ def _alone(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _extract(
+def _complete(
     extractor: Extractor,
     read_chip: ReadChip,
     chips: int,
     folder: Path,
-    memory: int,
     batch_size: int,
     device: torch.device | None,
     say: Callable[[str], None],
-) -> FeatureStore:
-    began = time.perf_counter()
+) -> int:
+    """Compute what a store lacks; how many chips went through the backbone for it."""
     extractor.model.eval()
     state = _read_state(folder)
     done = stored_chips(folder)
@@ -150,13 +151,9 @@ def _extract(
             break
         say("features beyond float16's range: kept as float32 instead")
         done, passes, dtype = 0, chips, np.dtype(np.float32)
-    seconds = time.perf_counter() - began
-    size = sum(path.stat().st_size for path in folder.glob("*.npy"))
     if not passes:
         say(f"features of {chips} chips were there already: {folder}")
-    mode: Literal["r"] | None = None if size <= memory else "r"
-    arrays = {name: open_stored(folder / f"layer-{number}.npy", mode) for number, name in enumerate(extractor.names)}
-    return FeatureStore(arrays, open_stored(folder / "labels.npy"), passes, seconds)
+    return passes
 
 
 def open_stored(path: Path, mode: Literal["r", "r+"] | None = None) -> npt.NDArray[Any]:

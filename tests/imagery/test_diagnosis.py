@@ -319,7 +319,7 @@ def test_splits_that_share_pixels_or_ground(write_land, tmp_path):
     findings = found(tmp_path, splits=splits)
     assert {"splits share ground", "duplicates across splits"}.isdisjoint(findings)
     splits.write_text("[1]")
-    with pytest.raises(UserError, match="no table of splits"):
+    with pytest.raises(UserError, match="must hold"):
         found(tmp_path, splits=splits)
 
 

@@ -114,7 +114,7 @@ def test_context_is_what_lies_around_a_chip_and_has_no_labels(
     wide = LabelledChips(pairs, bands=["B02"], chip_size=size, context=context)
     assert len(wide) == len(plain)
     assert wide.side == size + 2 * context
-    assert wide.fingerprint() != plain.fingerprint()
+    assert wide.fingerprint != plain.fingerprint
     np.testing.assert_array_equal(wide.class_pixels, plain.class_pixels)
     scene = np.pad(dn[0], context + size) / 10_000  # 0 beyond the scene
     for i in range(len(wide)):
@@ -250,7 +250,7 @@ def test_fingerprint_changes_with_files_and_settings(world: tuple[Path, np.ndarr
 
     def fingerprint(bands: Sequence[str] = BANDS, size: int = 16, **options: Any) -> str:
         scenes = pair_labels([folder / "images"], folder / "labels", **options)
-        return LabelledChips(scenes, bands=bands, chip_size=size).fingerprint()
+        return LabelledChips(scenes, bands=bands, chip_size=size).fingerprint
 
     first = fingerprint()
     others = [fingerprint(size=8), fingerprint(bands=BANDS[:2]), fingerprint(ignore=[7]), fingerprint(offset=-1000)]

@@ -26,7 +26,7 @@ def store() -> FeatureStore:
     coarse = rng.standard_normal((60, 5, 2, 2)).astype(np.float16)
     labels[:, 0, :3] = 255
     labels[7] = 255
-    return FeatureStore({"coarse": coarse, "fine": fine}, labels, 0, 0.0)
+    return FeatureStore({"coarse": coarse, "fine": fine}, labels, 0)
 
 
 TRAIN, VALIDATION, TEST = np.arange(40), np.arange(40, 50), np.arange(50, 60)
@@ -78,7 +78,6 @@ def test_ignored_pixels_change_nothing(store):
         },
         noisy.labels,
         0,
-        0.0,
     )
     # Chip 7 has no label at all: what its features are must not reach the loss. (Batch norm would see it in a batch.)
     only = np.array([7])

@@ -15,7 +15,6 @@ from ssl_geo.probing.metrics import (
     calibration_counts,
     collapse,
     confusion,
-    confusion_by_block,
     expected_calibration_error,
     scores,
 )
@@ -93,17 +92,13 @@ def test_a_class_that_is_predicted_but_not_there_counts_against_the_others_only(
 
 
 @pytest.mark.parametrize("convert", [np.asarray, torch.as_tensor], ids=["numpy", "torch"])
-def test_confusions_add_up_over_blocks_and_over_chips(convert: object) -> None:
+def test_confusions_add_up_over_chips(convert: object) -> None:
     labels, predictions = maps()
-    blocks = np.random.default_rng(1).integers(-1, 4, labels.shape)
-    by_block = confusion_by_block(*map(convert, (labels, predictions, blocks)), 4, 5)
-    for block in range(4):
-        here = blocks == block
-        np.testing.assert_array_equal(by_block[block], confusion(labels[here], predictions[here], 5))
-    assert by_block.sum() == ((blocks >= 0) & (labels != 255)).sum()
+    whole = confusion(convert(labels), convert(predictions), 5)
+    assert whole.sum() == (labels != 255).sum()
+    assert whole.dtype == np.int64
     total = sum(confusion(label, prediction, 5) for label, prediction in zip(labels, predictions, strict=True))
-    np.testing.assert_array_equal(total, confusion(labels, predictions, 5))
-    assert by_block.dtype == np.int64
+    np.testing.assert_array_equal(total, whole)
 
 
 def test_confusion_reads_memory_maps_and_reversed_views() -> None:
@@ -122,8 +117,6 @@ def test_labels_out_of_range_are_told_in_one_line() -> None:
         confusion(np.array([0, 1]), np.array([0, 5]), 5)
     with pytest.raises(ValueError, match="differ in shape"):
         confusion(np.zeros((2, 3), int), np.zeros((3, 2), int), 5)
-    with pytest.raises(ValueError, match="blocks go beyond"):
-        confusion_by_block(np.zeros(2, int), np.zeros(2, int), np.array([0, 2]), 2, 5)
 
 
 # --- boundary IoU

@@ -22,7 +22,7 @@ def test_heads_are_counted_by_block_on_the_test_chips_alone():
     labels = rng.integers(0, 3, (6, 8, 8)).astype(np.uint8)
     labels[:, 0] = 255
     logits = rng.normal(size=(6, 3, 8, 8)).astype(np.float32)
-    store = FeatureStore({"x": logits}, labels, passes=6, seconds=0.0)
+    store = FeatureStore({"x": logits}, labels, passes=6)
     test = TestChips(np.array([5, 1, 2]), np.array([40, 7, 40]), 3)
     fitted = {"table": Fitted(Table(), ["x"], best_epoch=2, validation_miou=[0.1, 0.4])}
     (result,) = score_heads(fitted, store, test, 2, torch.device("cpu"), prefix="random, ", seed=1)
