@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 from difflib import get_close_matches
@@ -51,6 +52,8 @@ def parse(
     parser = _Parser(prog=program, description=(kind.__doc__ or "").strip(), usage=usage)
     parser.add_argument("--config", action="config", help="recipe in YAML; later options override it")
     parser.add_class_arguments(kind, as_group=False)
+    for option in short:  # it would read a YAML file, were it not short for something else
+        parser._option_string_actions[option].help = argparse.SUPPRESS
     lists = {
         option
         for option, action in parser._option_string_actions.items()

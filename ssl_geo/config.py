@@ -1,7 +1,7 @@
 """Every setting of every command: typed, with its unit and its source. Used by the entries alone.
 
 A value of `None` is filled in at the start of a run (`presets.resolve`), from the size of the archive where a comment
-says so; RUN/config.yaml holds what came out.
+says so; RUN/config.yaml holds what came out (bands and statistics are in RUN/backbone.json).
 """
 
 from __future__ import annotations
@@ -25,20 +25,21 @@ class ArchiveConfig:
     """Which imagery, and how its numbers become reflectance."""
 
     paths: list[str] = field(default_factory=list)
-    """folders or files of GeoTIFF or JPEG 2000 scenes, or one folder of packed chips (short form: --data DIR ...);
-    none: the embedded sample"""
+    """folders or files of GeoTIFF or JPEG 2000 scenes (short form: --data DIR ...)"""
     bands: list[str] | None = None
     """bands the backbone takes, in order; default: the ten of 10 and 20 m, B02 B03 B04 B05 B06 B07 B08 B8A B11 B12"""
     band_names: list[str] | None = None
     """names of the bands of files that name none, in file order"""
     level: Literal["L1C", "L2A"] | None = None
-    """product level of files that do not tell"""
+    """product level, whatever files tell; default: what their tags, metadata, names or B10 tell"""
     scale: float | None = None
-    """reflectance = (DN + offset) * scale, for files that do not tell; Sentinel-2 integers: 1e-4"""
+    """reflectance = (DN + offset) * scale, whatever files tell; needed where they do not. Sentinel-2 integers: 1e-4"""
     offset: float | None = None
-    """DN added before scaling, for files that do not tell; -1000 from processing baseline 04.00 on"""
+    """DN added before scaling, to all files, whatever they tell; default: what they tell, else 0, which is said; -1000
+    from processing baseline 04.00 on"""
     nodata: float | None = None
-    """value of unusable pixels, for files that do not declare it; 0 is always taken so in Sentinel-2 integers"""
+    """value of unusable pixels in any band, instead of what files declare; integers that are 0 in all bands are
+    unusable in any case"""
     chip_size: int | None = None
     """side of a chip in pixels of the finest grid (10 m); default: 64, on the embedded sample 32; that of packed
     chips"""
@@ -66,6 +67,9 @@ class ArchiveConfig:
 class DataConfig(ArchiveConfig):
     """Which imagery, how its numbers become reflectance, and how it is fed."""
 
+    paths: list[str] = field(default_factory=list)
+    """folders or files of GeoTIFF or JPEG 2000 scenes, or one folder of packed chips (short form: --data DIR ...);
+    none: the embedded sample"""
     labels: str | None = None
     """folder of label GeoTIFFs named like the scenes, only to watch a kNN score while training"""
     mean: list[float] | None = None
@@ -115,7 +119,8 @@ class BackboneConfig:
     arguments: dict[str, Any] = field(default_factory=dict)
     """further arguments of the timm model, for example {patch_size: 8}"""
     weights: str | None = None
-    """file to start from (.safetensors, .pth) of the same timm model; RGB filters are spread over the bands"""
+    """run folder, checkpoint or file (.safetensors, .pth) of the same timm model to start from; filters go to the bands
+    of their names, RGB filters are spread over the bands"""
     checkpointing: bool = False
     """compute activations again in the backward pass instead of keeping them: less memory, more time"""
 
@@ -125,7 +130,7 @@ class DINOConfig:
     """The method (arXiv 2104.14294). Defaults of None depend on the number of chips: see ssl_geo/presets.py."""
 
     out_dim: int | None = None
-    """prototypes K"""
+    """prototypes K; default: 1024 for fewer than 10,000 chips, 8192 for fewer than 200,000, else 65536"""
     hidden_dim: int = 2048
     """width of the head"""
     bottleneck_dim: int = 256
@@ -133,13 +138,13 @@ class DINOConfig:
     norm_last_layer: bool = True
     """keep the prototypes at length 1"""
     freeze_last_layer_steps: int | None = None
-    """steps at the start in which the prototypes stay as they are"""
+    """steps at the start in which the prototypes stay as they are; default: a hundredth of the run"""
     teacher_momentum: float | None = None
-    """EMA momentum of the teacher at the start; goes to 1 along a cosine"""
+    """EMA momentum of the teacher at the start; goes to 1 along a cosine; default: 0.99, from 200,000 chips on 0.996"""
     student_temp: float = 0.1
     """temperature of the student's softmax"""
     teacher_temp: float | None = None
-    """temperature of the teacher's softmax after warm-up"""
+    """temperature of the teacher's softmax after warm-up; default: 0.04"""
     warmup_teacher_temp: float | None = None
     """temperature of the teacher's softmax at the start of a warm-up; default: 0.04, or that after it where lower"""
     warmup_teacher_temp_steps: int = 0
@@ -164,7 +169,7 @@ class OptimConfig:
     min_lr: float = 1e-6
     """learning rate at the end"""
     warmup_steps: int | None = None
-    """steps of linear warm-up of the learning rate"""
+    """steps of linear warm-up of the learning rate; default: a tenth of the run"""
     weight_decay: tuple[float, float] = (0.04, 0.4)
     """at the start and at the end of a cosine"""
     clip: float = 3.0
@@ -245,7 +250,7 @@ class SplitConfig:
 
 @dataclass
 class ImageConfig:
-    """How the labelled images' numbers become reflectance, for files that do not tell."""
+    """How the images' numbers become reflectance; what is given goes before what files tell."""
 
     band_names: list[str] | None = None
     """names of the bands of files that name none, in file order"""
@@ -254,9 +259,9 @@ class ImageConfig:
     scale: float | None = None
     """reflectance = (DN + offset) * scale; Sentinel-2 integers: 1e-4, reflectance as stored: 1"""
     offset: float | None = None
-    """DN added before scaling"""
+    """DN added before scaling, to all files"""
     nodata: float | None = None
-    """value of unusable pixels"""
+    """value of unusable pixels in any band; integers that are 0 in all bands are unusable in any case"""
 
 
 @dataclass

@@ -34,7 +34,7 @@ def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
 
 @contextmanager
 def one_line_errors(program: str) -> Iterator[None]:
-    """Turn a `UserError` into one line on stderr and exit code 2; other exceptions pass through.
+    """Turn a `UserError` into one line on stderr and exit code 2, Ctrl-C into one and 130; other exceptions pass.
 
     Args:
         program: The command's name, printed before the message.
@@ -44,3 +44,6 @@ def one_line_errors(program: str) -> Iterator[None]:
     except UserError as error:
         print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print(f"{program}: stopped", file=sys.stderr)
+        raise SystemExit(130) from None  # 128 + SIGINT, as shells have it

@@ -100,6 +100,14 @@ def test_help_answers_without_torch():
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
 
 
+def test_the_short_form_of_the_paths_is_not_called_a_configuration_file(capsys):
+    with pytest.raises(SystemExit):
+        pretrain_config(["--help"])
+    said = capsys.readouterr().out
+    assert "--data CONFIG" not in said
+    assert "--views CONFIG" in said
+
+
 def test_what_an_older_version_did_not_know_has_not_changed(tmp_path, capsys):
     settings = to_dict(pretrain_config(["--steps", "5", "--optim.clip", "3"]))
     del settings["views"]["backend"], settings["optim"]["clip"], settings["resume_changed"]

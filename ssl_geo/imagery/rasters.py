@@ -133,7 +133,7 @@ def open_scene(
         transform=grid.transform,
         dtype=dtype.name,
         nodata=declared,
-        zero_fill=dtype.kind in "iu" and nodata is None,
+        zero_fill=dtype.kind in "iu",
         scale=units.scale,
         offset=units.offset,
         offset_source=units.offset_source,
@@ -142,7 +142,7 @@ def open_scene(
     )
 
 
-READING = 2
+READING = 3
 """Raised whenever the same files give other pixels or labels: what was computed from them is then computed anew."""
 
 
@@ -166,9 +166,8 @@ def read_window(
     - a requested band holds the scene's nodata value there, unless that is an integer 0, NaN or an infinity;
     - the file's mask or alpha band excludes it;
     - it is 0 in all requested bands, where `Scene.zero_fill` holds or an integer 0 is nodata. (Not in any: Sentinel-2
-      fill is 0 in all bands, while a single 0 is a dark surface, whatever a file declares. Over the sea half the
-      pixels of chips_coastal have a 0 in some band, mostly B09, and the number of zero bands a pixel is 0 to 5 or all
-      ten of ten, never between.)
+      fill is 0 in all bands, while a single 0 is a dark surface, whatever a file declares: half the pixels of
+      chips_coastal have a 0 in some of twelve bands, mostly B09, one in fifty in some of the default ten.)
 
     Args:
         scene: From `open_scene`.
