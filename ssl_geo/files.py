@@ -23,7 +23,11 @@ def written_whole(path: Path) -> Iterator[Path]:
     """
     partial = path.with_name(f".{path.stem}.{os.getpid()}-{threading.get_ident()}{path.suffix}")
     try:
+        partial.touch()
+        mode = partial.stat().st_mode  # that of new files here; safetensors lets nobody else read its own
+        partial.unlink()
         yield partial
+        partial.chmod(mode)
         with partial.open("rb+") as file:
             os.fsync(file.fileno())
         partial.replace(path)

@@ -11,6 +11,7 @@ if __name__ == "__main__":  # settings first: --help answers before torch is imp
 import dataclasses
 import json
 import math
+import signal
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -28,6 +29,7 @@ from ssl_geo.imagery.geoparquet import write_chips
 from ssl_geo.imagery.maps import class_map, pixel_areas, value_map
 from ssl_geo.imagery.pairing import IGNORED, Classes, scene_name
 from ssl_geo.imagery.rasters import Scene, find_scenes, open_scene, read_window
+from ssl_geo.imagery.scenes import UnreadableError
 from ssl_geo.probing.areas import class_areas
 from ssl_geo.probing.embedding import EmptySceneError, principal_components, sampled_features
 from ssl_geo.probing.enlarging import dense_features
@@ -54,7 +56,7 @@ def main(config: PredictConfig) -> int:
     for scene in scenes:
         for line in notes(head, scene):
             print(line)
-    empty = 0
+    empty = unreadable = 0
     for scene, path in zip(scenes, files, strict=True):
         try:
             if config.embed is None:
@@ -69,10 +71,21 @@ def main(config: PredictConfig) -> int:
             empty += 1
             print(f"left out {scene.path}: {error}")
             continue
+        except UnreadableError as error:
+            if len(scenes) == 1:
+                raise
+            unreadable += 1
+            print(f"left out {error}")
+            continue
         for line in [f"{scene.path} -> {path}", *lines]:
             print(line)
     if empty:
         print(f"left out {empty} of {len(scenes)} scenes: nothing to embed")
+    if unreadable:
+        raise UserError(
+            f"left out {unreadable} of {len(scenes)} scenes that cannot be read, the others are done: mend them and "
+            "give them alone to --scene"
+        )
     return 0
 
 
@@ -370,5 +383,6 @@ def embed_chips(config: PredictConfig, head: SavedHead, scene: Scene, path: Path
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that what is half written is cleared away
     with one_line_errors(PREDICT_PROGRAM):
         raise SystemExit(main(SETTINGS))

@@ -130,6 +130,8 @@ def prepare(config: PretrainConfig) -> Run:
     crops = MultiCrop(mean, std, global_views=global_views, local_views=local_views)
     changes = resume_changes(to_dict(config), to_dict(PretrainConfig())) if config.resume else []
     config.data.chip_size = index.chip_size
+    chips, side = open_chips(index, config.data.paths), index.chip_size // patch_size * patch_size
+    monitor = make_monitor(config, index, chips, crops, side, say) if ranks.main else None  # labels may be wrong
 
     if config.out is None:
         config.out = f"runs/pretrain-{datetime.datetime.now():%Y%m%d-%H%M%S}"
@@ -151,7 +153,6 @@ def prepare(config: PretrainConfig) -> Run:
     elif ranks.main and changes:
         runs.write_settings(folder, settings)
 
-    chips = open_chips(index, config.data.paths)
     order = StepBatches(
         chips=len(index),
         batch_size=config.optim.batch_size,
@@ -166,8 +167,6 @@ def prepare(config: PretrainConfig) -> Run:
     views_of: Callable[[Any], list[Tensor]] = BatchedMultiCrop(crops, ranks.device) if batched else list
     workers = default_workers(ranks.on_this_machine) if config.data.workers is None else config.data.workers
     batches = feed(dataset, order, workers=workers, pinned=ranks.device.type == "cuda", say=tqdm.write)
-    side = index.chip_size // patch_size * patch_size
-    monitor = make_monitor(config, index, chips, crops, side, say) if ranks.main else None
     if ranks.device.type == "cpu":
         keep_freed_memory()
     dtype = str(state.dtype).removeprefix("torch.")

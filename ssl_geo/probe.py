@@ -11,6 +11,7 @@ if __name__ == "__main__":  # settings first: --help answers before torch is imp
 import datetime
 import hashlib
 import itertools
+import signal
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,10 @@ def main(config: ProbeConfig) -> int:
     print(
         f"expected: {sum(expected.values()) / 60:.1f} min ({parts}); {size / 1e6:.0f} MB of features in {config.cache}"
     )
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be made ({error.strerror}); name a folder that can") from error
 
     clock = Laps()
     results: list[ModelResult] = []
@@ -391,5 +395,6 @@ def shown_chips(
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that what is half written is cleared away
     with one_line_errors(PROBE_PROGRAM):
         raise SystemExit(main(SETTINGS))

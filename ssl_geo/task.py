@@ -102,6 +102,8 @@ def labelled_task(config: ProbeConfig, description: Mapping[str, Any], *, multip
     )
     if not len(split.chips("val")):
         raise UserError("no chip in val, which chooses between models: give it a share, --split.fractions or .file")
+    if not len(split.chips("test")):
+        raise UserError("no chip in test, which all is told of: give it a share, --split.fractions or .file")
     mean, std = description.get("mean"), description.get("std")
     if mean is None or std is None:  # a timm model: standardize with the training chips
         mean, std = chips.statistics(split.chips("train"))

@@ -188,6 +188,17 @@ def test_folders_and_patterns_map_many_scenes(head, scene, tmp_path, capsys):
     assert (tmp_path / "again" / "b.tif").read_bytes() == (tmp_path / "maps" / "b.tif").read_bytes()
 
 
+def test_a_torn_scene_among_many_costs_itself_alone(head, scene, tmp_path, capsys):
+    """Those after it were once not tried, and the same command stumbled over those before it."""
+    for name in ("a", "c"):
+        (tmp_path / f"{name}.tif").symlink_to(scene)
+    (tmp_path / "b.tif").write_bytes(scene.read_bytes()[:-20_000])
+    with pytest.raises(UserError, match="left out 1 of 3 scenes that cannot be read, the others are done"):
+        main(settings(head, tmp_path, tmp_path / "maps"))
+    assert f"left out cannot read {tmp_path / 'b.tif'}" in capsys.readouterr().out
+    assert {p.name for p in (tmp_path / "maps").iterdir()} == {"a.tif", "a.json", "c.tif", "c.json"}
+
+
 @pytest.mark.parametrize(("embed", "channels"), [("pca", 3), ("tokens", 8), ("tokens2", 2)])
 def test_features_lie_on_the_layers_grid(head, scene, tmp_path, embed, channels, capsys):
     more = ["--components", "2"] if embed == "tokens2" else []

@@ -354,6 +354,14 @@ def test_a_knn_score_that_says_nothing_is_left_out_and_said(tmp_path, imagery, a
     assert "effective_rank" in log[-1]
 
 
+def test_wrong_labels_to_watch_leave_no_run(tmp_path, arguments):
+    """They left a run of no step, whose name was taken and which could not be gone on with."""
+    (tmp_path / "labels").mkdir()
+    with pytest.raises(UserError, match="no labels for"):
+        main(pretrain_config([*arguments, "--data.labels", str(tmp_path / "labels"), "--out", str(tmp_path / "run")]))
+    assert not (tmp_path / "run").exists()
+
+
 def test_chips_that_patches_do_not_cover_are_watched_without_what_is_left_over(tmp_path, arguments):
     """The first look at the embeddings ended the run, before its first checkpoint: BigEarthNet's 120 pixels, ViT/16."""
     log = pretrain(tmp_path / "run", arguments, *VIT, "--data.chip_size", "36", "--steps", "1")

@@ -273,6 +273,7 @@ VIT = ["--ckpt", "random:vit_tiny_patch16_224", "--layers", "auto", "--chip_size
         (["--split.block", "100000"], "--split.block"),
         (["--split.block", "0"], "blocks of 0 metres: more than 0 is needed, set --split.block"),
         (["--split.fractions", "0.8", "0.0", "0.2"], "no chip in val"),
+        (["--split.fractions", "0.5", "0.5", "0.0"], "no chip in test"),
         (["--split.gap", "5000"], "no valid pixel in"),
         (["--split.file", "absent.json"], "absent.json"),
         (["--ckpt", "absent"], "absent"),

@@ -307,8 +307,11 @@ def cached_index(
         except UserError as error:
             rebuilt = (f"rebuilt the chip index: {error}",)
     index = _build(found, checked, workers=workers, progress=progress)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    index.save(file)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        index.save(file)
+    except OSError as error:
+        raise UserError(f"{file} cannot be written ({error.strerror}); name another --data.cache") from error
     return replace(index, notes=index.notes + rebuilt)
 
 
@@ -375,7 +378,8 @@ def _notes(scenes: Sequence[SceneRecord]) -> list[str]:
     levels = sorted({scene.level for scene in scenes if scene.level is not None})
     if len(levels) > 1:
         notes.append(f"mixes products {' and '.join(levels)}, as --data.allow_mixed allows")
-    if assumed := sum(scene.offset_source == "assumed" for scene in scenes):
+    integer = [scene for scene in scenes if np.dtype(scene.dtype).kind in "iu"]
+    if assumed := sum(scene.offset_source == "assumed" for scene in integer):
         notes.append(
             f"offset 0 assumed for {assumed} of {len(scenes)} scenes: no tag, metadata or product name states it, and "
             "products since January 2022 carry -1000; --data.offset sets it"

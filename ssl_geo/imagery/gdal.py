@@ -27,6 +27,13 @@ UNREADABLE = (*FAILURES, UnicodeError, MemoryError)  # what it raises for damage
 _MAX_OPEN = 64  # files a thread keeps open: two to six band folders, far below the usual limit of 1024 a process
 
 
+def _has_side_file(file: Path) -> bool:
+    """Whether a mask, metadata (CRS, nodata), a world file or ENVI's header lies beside a raster."""
+    beside = [file.with_name(file.name + suffix) for suffix in (".msk", ".aux.xml")]
+    beside += [file.with_suffix(suffix) for suffix in (".tfw", ".tifw", ".tiffw", ".j2w", ".jp2w", ".wld", ".hdr")]
+    return any(path.exists() for path in beside)
+
+
 class _OpenDatasets(threading.local):
     """The files that this thread of this process holds open, the last used last."""
 
@@ -46,8 +53,8 @@ class _OpenDatasets(threading.local):
             dataset.close()
             dataset = None
         if dataset is None:
-            # A scan of the folder for side files costs more than reading a chip; only a mask beside the file counts.
-            sides = "TRUE" if Path(file + ".msk").exists() else "EMPTY_DIR"
+            # A scan of the folder costs more than reading a chip: the side files that count are asked for by name.
+            sides = "TRUE" if _has_side_file(Path(file)) else "EMPTY_DIR"
             with ungeoreferenced_allowed(), rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN=sides, **BLOCK_CACHE):
                 dataset = rasterio.DatasetReader(file, driver=_FORMATS)  # rasterio.open takes but one
         self.datasets[file] = dataset

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -204,6 +205,10 @@ class LabelledChips:
                 f"{without} of {len(scenes)} images have no CRS: chips lie in their image's pixels, and two images of "
                 "one place are not known as such"
             )
+        levels = Counter(scene.level for scene in scenes if scene.level is not None)
+        if len(levels) > 1:
+            counts = " and ".join(f"{level} in {count}" for level, count in sorted(levels.items()))
+            said.append(f"mixes products, {counts} of {len(scenes)} images: their reflectance differs, probe one kind")
         integer = [scene for scene in scenes if np.dtype(scene.dtype).kind in "iu"]
         if assumed := sum(scene.offset_source == "assumed" for scene in integer):
             said.append(

@@ -251,8 +251,11 @@ def read_labels(
     nodata = header.nodata
     if labels.dtype.kind == "f":
         missing = np.isnan(labels)
+        if nodata is not None:
+            missing |= labels == nodata
         if missing.any():
-            nodata = -1 if nodata is None or math.isnan(nodata) else nodata
+            fits = nodata is not None and math.isfinite(nodata) and abs(nodata) < 2**53
+            nodata = nodata if fits else -1
             labels = np.where(missing, nodata, labels)
         whole = labels.astype(np.int64)
         if not np.array_equal(whole, labels):

@@ -106,6 +106,10 @@ _HARMLESS = re.compile(
 _DERIVED = re.compile(r"msk|mask|std\w*|var|variance|count|qa\w*|quality|qualit|cloud|error|uncertainty", re.IGNORECASE)
 # Landsat's B5 is near infrared: its product names must not pass for Sentinel-2 (HLS mixes both under one roof).
 _FOREIGN = re.compile(r"l[cotem]0[4-9]|l30|landsat\w*|hls[ln]30", re.IGNORECASE)
+_FOREIGN_START = re.compile(r"(?:sr|st|sur_refl)_b\d", re.IGNORECASE)  # layers of Landsat's Collection 2, of MODIS
+# The bands that a colour behind a number may mean; PlanetScope's B4 is near infrared, WorldView's B2 blue.
+_COLOURS = {"blue": ("B02",), "green": ("B03",), "red": ("B04",), "nir": ("B08", "B8A")}
+_SHADES = {"ultra", "coastal", "aerosol", "edge"}  # of a colour: ultra blue, red edge
 
 
 def band_token(text: str) -> str | None:
@@ -126,7 +130,7 @@ def canonical_band(text: str) -> str | None:
     ``B08A``, ``Band 4``, ``T33UUU_20170216T102101_B04``) and its resolution, colour or wavelength behind it
     (``B04_10m``, ``B04 - Red``, ``B4, central wavelength 665 nm``). A colour alone (``red``) is not: it means
     other bands in other archives. Nor is what only derives from a band (``B04_std``, ``MSK_QUALIT_B01``), nor
-    a Landsat product, whose numbers mean other bands.
+    another sensor's product, whose numbers mean other bands (``LC08_…_B5``, ``SR_B5``, ``B4 - NIR``).
 
     Args:
         text: A band description or the stem of a file name.
@@ -139,12 +143,17 @@ def canonical_band(text: str) -> str | None:
     for i in range(len(words) - 1, 0, -1):
         if words[i - 1].lower() in ("band", "b") and band_token("b" + words[i]) is not None:
             words[i - 1 : i + 1] = ["b" + words[i]]
-    if any(_FOREIGN.fullmatch(word) or _DERIVED.fullmatch(word) for word in words):
+    if _FOREIGN_START.match(text.strip()) or any(
+        _FOREIGN.fullmatch(word) or _DERIVED.fullmatch(word) for word in words
+    ):
         return None
     found = [(i, band) for i, word in enumerate(words) if (band := band_token(word)) is not None]
     if len(found) != 1:
         return None
     position, band = found[0]
+    behind = {word.lower() for word in words[position + 1 :]}
+    if not behind & _SHADES and any(band not in _COLOURS[colour] for colour in behind & _COLOURS.keys()):
+        return None
     return band if all(_HARMLESS.fullmatch(word) for word in words[position + 1 :]) else None
 
 

@@ -45,6 +45,17 @@ def classify_together(classify: nn.Conv2d, maps: Sequence[Tensor]) -> Tensor:
     return torch.stack([resize(F.conv2d(m, weight, bias), _finest(maps)) for m, weight, bias in parts]).sum(dim=0)
 
 
+class BatchNorm(nn.BatchNorm2d):
+    """BatchNorm that normalizes one value a channel (one chip, 1×1), which has no variance, by what it has seen."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalize (B, D, h, w)."""
+        if self.training and input.numel() == input.shape[1]:
+            return F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        normed: Tensor = super().forward(input)
+        return normed
+
+
 class ChannelLayerNorm(nn.LayerNorm):
     """LayerNorm over the channels of (B, D, h, w), each place for itself, as inside a transformer block."""
 
@@ -86,7 +97,7 @@ class LinearHead(SegmentationHead):
 
     def __init__(self, channels: Sequence[int], num_classes: int) -> None:
         super().__init__(channels, num_classes)
-        self.layers = nn.ModuleList(nn.Sequential(nn.BatchNorm2d(d), nn.Conv2d(d, num_classes, 1)) for d in channels)
+        self.layers = nn.ModuleList(nn.Sequential(BatchNorm(d), nn.Conv2d(d, num_classes, 1)) for d in channels)
         self.layer_weights = nn.Parameter(torch.ones(len(channels))) if len(channels) > 1 else None
 
     def decode(self, features: list[Tensor], size: tuple[int, int]) -> Tensor:
@@ -127,8 +138,7 @@ class ConvBlockHead(SegmentationHead):
     def __init__(self, channels: Sequence[int], num_classes: int, hidden_dim: int = HIDDEN_DIM) -> None:
         super().__init__(channels, num_classes)
         self.projections = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(d, hidden_dim, 1, bias=False), nn.BatchNorm2d(hidden_dim), nn.SiLU())
-            for d in channels
+            nn.Sequential(nn.Conv2d(d, hidden_dim, 1, bias=False), BatchNorm(hidden_dim), nn.SiLU()) for d in channels
         )
         self.classify = nn.Conv2d(hidden_dim * len(channels), num_classes, 1)
 
@@ -144,12 +154,12 @@ class FPNHead(SegmentationHead):
     def __init__(self, channels: Sequence[int], num_classes: int, hidden_dim: int = HIDDEN_DIM) -> None:
         super().__init__(channels, num_classes)
         self.laterals = nn.ModuleList(
-            nn.Sequential(nn.BatchNorm2d(d), nn.Conv2d(d, hidden_dim, 1, bias=False)) for d in channels
+            nn.Sequential(BatchNorm(d), nn.Conv2d(d, hidden_dim, 1, bias=False)) for d in channels
         )
         self.smooth = nn.ModuleList(
             nn.Sequential(
                 nn.Conv2d(hidden_dim, hidden_dim, 3, padding=1, bias=False),
-                nn.BatchNorm2d(hidden_dim),
+                BatchNorm(hidden_dim),
                 nn.ReLU(),
             )
             for _ in channels

@@ -47,7 +47,7 @@ def normalize(
         The model.
     """
     if len(chips):  # without images it would forget what it has seen
-        batches = np.array_split(chips, max(1, len(chips) // batch_size))
+        batches = np.array_split(chips, max(1, len(chips) // max(2, batch_size)))
         images = (torch.from_numpy(np.stack([read_image(int(chip)) for chip in batch])) for batch in batches)
         update_bn(tqdm(images, "batch normalization", len(batches), unit="batch"), model, device)
     return model

@@ -101,7 +101,10 @@ def extract(
         say: Takes lines about what was there already, about features beyond float16, and about another probe that
             computes the same features, which is waited for.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be made ({error.strerror}); name another --cache") from error
     with nullcontext() if stored_chips(folder) == chips else _alone(folder, say):
         passes = _complete(extractor, read_chip, chips, folder, batch_size, device, say)
         size = sum(path.stat().st_size for path in folder.glob("*.npy"))

@@ -399,3 +399,16 @@ def test_int16_extremes_do_not_wrap(tmp_path: Path) -> None:
     path = tmp_path / "x.tif"
     write_geotiff(path, array, crs="EPSG:32633", transform=(10, 0, 0, 0, -10, 0), descriptions=RGB)
     np.testing.assert_allclose(build(path, offset=-1000).statistics.mean, 3.1767)
+
+
+def test_a_cache_that_cannot_be_written_is_one_line(tmp_path: Path, write_stack: WriteStack) -> None:
+    write_stack(tmp_path / "x.tif", RGB)
+    (tmp_path / "cache").touch()
+    with pytest.raises(UserError, match=r"cache/chips-.* cannot be written \(File exists\); name another --data.cache"):
+        cached_index(tmp_path / "cache", [tmp_path / "x.tif"], bands=RGB, chip_size=16, progress=False)
+
+
+def test_reflectance_of_floats_is_not_told_of_offsets(tmp_path: Path, write_stack: WriteStack) -> None:
+    write_stack(tmp_path / "x.tif", RGB, array=np.full((3, 32, 32), 0.1, np.float32))
+    index = build_index([tmp_path / "x.tif"], bands=RGB, chip_size=16, scale=1.0, progress=False)
+    assert not any("offset" in note for note in index.notes)

@@ -715,3 +715,16 @@ def test_seasons_share_the_labels_of_their_site(shared_data: Path) -> None:
     for i in range(len(chips)):
         chip = chips[i]
         np.testing.assert_array_equal(np.array(chips.ids)[chip.labels[chip.valid]], values[chip.valid])
+
+
+def test_images_of_two_products_are_said(tmp_path: Path) -> None:
+    """L1C beside L2A once went into one probe without a word."""
+    (tmp_path / "images").mkdir()
+    (tmp_path / "labels").mkdir()
+    for name in ("S2A_MSIL1C_20200101T101031_N0208_a", "S2A_MSIL2A_20200101T101031_N0213_b"):
+        dn = np.full((1, 16, 16), 500, np.uint16)
+        write_geotiff(tmp_path / "images" / f"{name}.tif", dn, crs=CRS, transform=GRID, descriptions=["B02"])
+        write_labels(tmp_path / "labels" / f"{name}.tif", random_labels((16, 16), (3, 5), seed=0))
+    pairs = pair_labels([tmp_path / "images"], tmp_path / "labels")
+    said = LabelledChips(pairs, bands=["B02"], chip_size=16).report()
+    assert "mixes products, L1C in 1 and L2A in 1 of 2 images: their reflectance differs, probe one kind" in said

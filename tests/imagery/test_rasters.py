@@ -342,6 +342,25 @@ def test_level_by_order_of_trust(tmp_path: Path, write_stack: WriteStack) -> Non
 # Validity --------------------------------------------------------------------------------------------------------
 
 
+def test_side_files_tell_where_a_scene_lies_and_what_is_nodata(tmp_path: Path, write_stack: WriteStack) -> None:
+    """As QGIS and gdal_translate write them; unread, a map had no place and -9999 was reflectance."""
+    path = tmp_path / "x.tif"
+    array = np.full((3, 8, 8), 500, np.int16)
+    array[:, :2] = -9999
+    write_stack(path, array=array, crs=None, transform=None)
+    assert open_scene(path).crs is None
+    (tmp_path / "x.tfw").write_text("10.0\n0.0\n0.0\n-10.0\n400005.0\n5299995.0\n")
+    bands = "".join(f'<PAMRasterBand band="{b}"><NoDataValue>-9999</NoDataValue></PAMRasterBand>' for b in (1, 2, 3))
+    (tmp_path / "x.tif.aux.xml").write_text(f"<PAMDataset><SRS>{UTM}</SRS>{bands}</PAMDataset>")
+    scene = open_scene(path)
+    with rasterio.open(path) as plain:
+        assert (scene.crs, scene.transform, scene.nodata) == (UTM, tuple(plain.transform)[:6], -9999)
+    assert scene.transform == GRID
+    valid = read_whole(scene)[1]
+    assert not valid[:2].any()
+    assert valid[2:].all()
+
+
 def test_zero_is_fill_in_all_bands_and_dark_ground_in_one(tmp_path: Path, write_stack: WriteStack) -> None:
     array = np.full((3, 8, 8), 500, np.uint16)
     array[:, :2] = 0  # fill
@@ -622,3 +641,14 @@ def test_real_odd_files_are_read_or_refused_in_one_line(shared_data: Path) -> No
         assert not np.isnan(dn[:, valid]).any()
         read += 1
     assert read >= 5
+
+
+@pytest.mark.parametrize("nodata", [-3.4028234663852886e38, -9999.0, 0.0])
+def test_labels_of_floats_may_declare_any_nodata(tmp_path: Path, nodata: float) -> None:
+    """The least float32, which many programs take, was once refused as a class."""
+    labels = np.array([[1, 2], [nodata, np.nan]], np.float32)
+    write_geotiff(tmp_path / "labels.tif", labels[None], crs=UTM, transform=GRID, nodata=nodata)
+    ids, _, _, missing = read_labels(tmp_path / "labels.tif")
+    assert ids[0].tolist() == [1, 2]
+    assert (ids[1] == missing).all()
+    assert missing not in (1, 2)

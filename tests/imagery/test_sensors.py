@@ -58,6 +58,10 @@ def test_wavelengths_rise_in_product_order_and_8a_lies_within_8() -> None:
         ("B04_10m", "B04"),
         ("B4, central wavelength 665 nm", "B04"),
         ("B8 (842 nm)", "B08"),
+        ("B8 - NIR", "B08"),
+        ("B1 - ultra blue", "B01"),
+        ("B05 (Red Edge)", "B05"),
+        ("S2_SR_B4", "B04"),
         ("T33UUU_20170216T102101_B8A", "B8A"),
         ("S2A_MSIL2A_20170613T101031_87_48_B01", "B01"),
         ("HLS.S30.T10SEG.B11", "B11"),
@@ -74,6 +78,7 @@ def test_spellings_of_a_band(text: str, band: str) -> None:
     [
         *("", "red", "nir", "B13", "B00", "B99", "SCL", "QA60", "TCI", "B02 B03", "S2B_MSIL2A_20180204", "B10m"),
         *("B04_std", "MSK_QUALIT_B01", "std_B04", "LC08_L1TP_194024_B4", "HLS.L30.T10SEG.B05", "band", "B"),
+        *("SR_B5", "ST_B10", "sur_refl_b02", "B4 - NIR", "B1 - Blue", "B2 - Green", "B5 (Red)"),
     ],
 )
 def test_what_names_no_band(text: str) -> None:

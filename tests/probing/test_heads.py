@@ -193,3 +193,19 @@ def test_every_parameter_of_a_head_learns(name: str) -> None:
     head([torch.randn(2, 6, 4, 4) for _ in range(layers)], 16, 16).square().sum().backward()
     assert all(p.grad is not None for p in head.parameters())
     assert all(p.grad.abs().sum() > 0 for p in head.parameters())
+
+
+@pytest.mark.parametrize("name", sorted(set(HEADS) - {"dpt"}))
+def test_one_chip_with_features_of_one_place_trains_a_head(name: str) -> None:
+    """The last batch of an epoch may be one chip, which has no variance: it once ended in a traceback."""
+    head = build_head(name, [8], 3, reduction=[4])
+    for module in head.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean += 1
+            module.running_var *= 4
+    feature = torch.randn(1, 8, 1, 1)
+    logits = head.train()([feature], 4, 4)
+    before = {key: value.clone() for key, value in head.state_dict().items()}
+    logits.sum().backward()
+    assert all(torch.equal(before[key], value) for key, value in head.state_dict().items())
+    assert torch.equal(logits, head.eval()([feature], 4, 4))  # by what it has seen so far
