@@ -15,7 +15,7 @@ import signal
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +26,7 @@ from tqdm import tqdm
 import ssl_geo
 from ssl_geo.files import written_whole
 from ssl_geo.imagery.geoparquet import write_chips
-from ssl_geo.imagery.maps import class_map, pixel_areas, value_map
+from ssl_geo.imagery.maps import class_map, other_pixels, pixel_areas, value_map
 from ssl_geo.imagery.pairing import IGNORED, Classes, scene_name
 from ssl_geo.imagery.rasters import Scene, find_scenes, open_scene, read_window
 from ssl_geo.imagery.scenes import UnreadableError
@@ -163,6 +163,9 @@ def notes(head: SavedHead, scene: Scene) -> Iterator[str]:
         yield f"{scene.path} is {scene.level}, the head was trained on {' '.join(levels)}: its classes may be off"
     if scene.offset_source == "assumed" and np.dtype(scene.dtype).kind in "iu":
         yield f"{scene.path}: offset 0 assumed, nothing states it; --data.offset sets it"
+    backbone: Any = head.backbone
+    if line := other_pixels(scene, backbone.description.get("gsd")):
+        yield line
 
 
 def tags_of(head: SavedHead, scene: Scene) -> dict[str, str]:

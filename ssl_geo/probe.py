@@ -64,6 +64,8 @@ def main(config: ProbeConfig) -> int:
     out = Path(config.out or f"runs/probe-{datetime.datetime.now():%Y%m%d-%H%M%S}")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out {out} is in use; name another folder")
+    if Path(config.results).is_dir():
+        raise UserError(f"--results {config.results} is a folder; name a file of JSON lines in it")
 
     task = labelled_task(config, backbone.description, multiple=required_multiple(backbone))
     train, validation = task.split.chips("train"), task.split.chips("val")

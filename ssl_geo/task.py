@@ -16,6 +16,7 @@ import numpy.typing as npt
 from ssl_geo.config import ProbeConfig
 from ssl_geo.errors import UserError
 from ssl_geo.imagery.labelled import LabelledChips, pair_labels
+from ssl_geo.imagery.maps import other_pixels
 from ssl_geo.imagery.pairing import read_splits
 from ssl_geo.imagery.quickcheck import check_labelled
 from ssl_geo.imagery.sample import SAMPLE, ensure_sample
@@ -89,7 +90,10 @@ def labelled_task(config: ProbeConfig, description: Mapping[str, Any], *, multip
         )
     size = chip_size(config, description, multiple)
     chips = LabelledChips(scenes, bands=description["bands"], chip_size=size, context=config.context)
-    for line in [*chips.report(), *check_labelled(chips)]:
+    other = [line for labelled in scenes if (line := other_pixels(labelled.scene, description.get("gsd")))]
+    if other:
+        other = [f"{len(other)} of {len(scenes)} images have pixels of another size; the first, {other[0]}"]
+    for line in [*chips.report(), *other, *check_labelled(chips)]:
         print(line)
     pixel = 1.0 if chips.size_m is None else float(chips.size_m.mean() / size)
     split = split_chips(

@@ -96,6 +96,9 @@ def warp_labels(
     except (*FAILURES, CRSError) as error:
         raise UserError(f"cannot warp labels from CRS {crs[:40]} to {to_crs[:40]}: {error}") from error
     a, b, c, d, e, f = transform
+    around = b == d == 0 and rasterio.CRS.from_user_input(crs).is_geographic
+    if around:  # across the antimeridian longitudes go on beyond 180 degrees
+        xs = np.unwrap(np.unwrap(np.reshape(xs, x.shape), period=360, axis=0), period=360, axis=1).ravel()
     pixels = np.linalg.solve([[a, b], [d, e]], np.stack([np.array(xs) - c, np.array(ys) - f]))
     lattice = pixels.reshape(2, *x.shape)  # columns and rows of the given labels
     part, position = np.modf((np.arange(width) + 0.5) / step)
@@ -107,6 +110,8 @@ def warp_labels(
         bottom = min(top + step, height)
         down = ((np.arange(bottom - top) + 0.5) / step)[:, None]
         col, row = across[:, knot, None] * (1 - down) + across[:, knot + 1, None] * down
+        if around:
+            col %= 360 / abs(a)
         inside[top:bottom] = within = (col >= 0) & (col < labels.shape[1]) & (row >= 0) & (row < labels.shape[0])
         warped[top:bottom][within] = labels[row[within].astype(np.intp), col[within].astype(np.intp)]
     return warped, inside

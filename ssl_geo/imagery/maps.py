@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +164,25 @@ def pixel_areas(scene: Scene) -> npt.NDArray[np.float64] | None:
     crossed = corners_x * np.roll(corners_y, -1, axis=0) - np.roll(corners_x, -1, axis=0) * corners_y
     areas: npt.NDArray[np.float64] = np.abs(crossed.sum(axis=0)) / 2
     return areas
+
+
+def other_pixels(scene: Scene, gsd: float | None) -> str | None:
+    """What to say of a scene whose pixels are of another size than those of pretraining, of `gsd` metres.
+
+    A quarter is let pass: views of pretraining differ by more.
+    """
+    size = pixel_size(scene)
+    if gsd is None or size is None or abs(size / gsd - 1) <= 0.25:
+        return None
+    return f"{scene.path} has pixels of {size:.3g} m, the backbone was pretrained on {gsd:.3g} m: gdalwarp -tr mends it"
+
+
+def pixel_size(scene: Scene) -> float | None:
+    """Side in metres of a square as large as the pixel in the scene's middle; None as of `pixel_areas`."""
+    a, b, c, d, e, f = scene.transform
+    middle = scene.height // 2
+    areas = pixel_areas(replace(scene, height=1, transform=(a, b, c + b * middle, d, e, f + e * middle)))
+    return None if areas is None else float(np.sqrt(areas[0]))
 
 
 def _map_type(ids: Sequence[int]) -> tuple[np.dtype[Any], int]:

@@ -50,3 +50,28 @@ def test_warping_is_exact_over_a_whole_scene() -> None:
     edge = np.abs(np.stack([col, row]) - np.round(np.stack([col, row]))).min(axis=0).reshape(size, size)
     assert (edge > 0.01).mean() > 0.9
     np.testing.assert_array_equal(warped[edge > 0.01], expected[edge > 0.01])  # pixels of 200 m: 20 times the error
+
+
+@pytest.mark.parametrize("left", [-180.0, 179.0], ids=["the whole world", "a strip across"])
+def test_labels_are_found_across_the_antimeridian(left: float) -> None:
+    """Between +180 and -180 the lattice once went around the world: a sixth of the columns had labels from there."""
+    width = 1440 if left == -180 else 8
+    labels = np.tile(np.arange(width, dtype=np.int16), (720, 1))
+    to_transform = (10.0, 0.0, 833_000.0, 0.0, -10.0, 100_000.0)  # UTM 60N, 180 degrees east lie at 833,978 m
+    size = 400
+    warped, inside = warp_labels(
+        labels,
+        crs="EPSG:4326",
+        transform=(0.25, 0.0, left, 0.0, -0.25, 90.0),
+        to_crs="EPSG:32660",
+        to_transform=to_transform,
+        to_shape=(size, size),
+    )
+    cols = np.arange(size) + 0.5
+    lonlat = to_lonlat("EPSG:32660", 833_000 + 10 * cols, np.full(size, 100_000 - 2000.0))
+    assert lonlat[0, 0] > 179
+    assert lonlat[-1, 0] < -179
+    expected = ((lonlat[:, 0] - left) % 360 / 0.25).astype(int)
+    assert inside.all()
+    np.testing.assert_array_equal(warped[200], expected)
+    assert len(set(expected)) == 2

@@ -11,7 +11,7 @@ import pytest
 import rasterio
 
 from ssl_geo.imagery.geotiff import write_geotiff
-from ssl_geo.imagery.maps import pixel_areas, value_map
+from ssl_geo.imagery.maps import other_pixels, pixel_areas, pixel_size, value_map
 from ssl_geo.imagery.rasters import Scene, open_scene
 
 
@@ -28,6 +28,18 @@ def test_a_utm_pixel_on_the_central_meridian_is_larger_than_its_square(scene: Sc
     assert areas is not None
     assert areas.shape == (50,)
     np.testing.assert_allclose(areas, 100 / 0.9996**2, rtol=2e-5)  # the scale there is 0.9996
+
+
+def test_pixels_of_another_size_than_pretrainings_are_said(scene: Scene) -> None:
+    """Scenes of 20 m were once mapped with a head of 10 m without a word."""
+    a, b, c, d, e, f = scene.transform
+    coarse = dataclasses.replace(scene, transform=(2 * a, b, c, d, 2 * e, f))
+    assert pixel_size(coarse) == pytest.approx(20 / 0.9996, rel=1e-4)
+    line = other_pixels(coarse, 10.0)
+    assert line is not None
+    assert "has pixels of 20 m, the backbone was pretrained on 10 m: gdalwarp -tr" in line
+    assert other_pixels(scene, 10.0) is other_pixels(coarse, None) is None
+    assert other_pixels(dataclasses.replace(scene, crs=None), 20.0) is None
 
 
 def test_a_local_grid_has_no_areas(scene: Scene) -> None:
