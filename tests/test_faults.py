@@ -220,7 +220,7 @@ def test_a_signal_during_the_start_leaves_at_once(tmp_path, arguments, monkeypat
         assert pretrain(tmp_path / "run", arguments, "--steps", "2") == runs.INTERRUPTED
     assert "SIGTERM: stopped before the first step; run the same command again" in capsys.readouterr().out
     with monkeypatch.context() as patch:
-        patch.setattr(ssl_geo.pretrain, "make_monitor", told)
+        patch.setattr(ssl_geo.pretrain, "feed", told)
         assert pretrain(tmp_path / "run", arguments, "--steps", "2") == runs.INTERRUPTED
     assert f"go on with --resume {tmp_path / 'run'}" in capsys.readouterr().out
     assert main(pretrain_config(["--resume", str(tmp_path / "run")])) == 0
