@@ -276,6 +276,7 @@ VIT = ["--ckpt", "random:vit_tiny_patch16_224", "--layers", "auto", "--chip_size
         (["--split.fractions", "0.5", "0.5", "0.0"], "no chip in test"),
         (["--split.gap", "5000"], "no valid pixel in"),
         (["--results", "/tmp"], "--results /tmp is a folder"),
+        (["--out", "/dev/null/out"], "--out /dev/null/out cannot be made (Not a directory)"),
         (["--split.file", "absent.json"], "absent.json"),
         (["--ckpt", "absent"], "absent"),
         (["--ckpt", "random:resnet1"], "resnet1"),

@@ -47,6 +47,13 @@ def test_no_batch_is_left_with_a_single_image_of_one_place(images):
     torch.testing.assert_close(network[1].running_mean, torch.stack([means[:65].mean(0), means[65:].mean(0)]).mean(0))
 
 
+def test_a_batch_of_one_image_is_made_two(images):
+    """A probe with --batch_size 1 ended in a traceback where a layer has one place."""
+    network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(2)).eval()
+    normalize(network, images.__getitem__, np.arange(4), batch_size=1)
+    torch.testing.assert_close(network[1].running_mean, torch.from_numpy(images[:4]).mean((0, 2, 3)))
+
+
 def test_a_network_without_batch_norm_asks_for_no_image():
     network = nn.Sequential(nn.Conv2d(2, 3, 1), nn.GroupNorm(1, 3)).eval()
     chips = chips_to_normalize(network, np.arange(1000))

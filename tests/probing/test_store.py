@@ -51,6 +51,12 @@ def test_the_store_holds_what_the_backbone_gives(tmp_path):
     assert store.passes == 10
 
 
+def test_a_cache_that_cannot_be_made_is_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"file/s cannot be made \(Not a directory\); name another --cache"):
+        make(Counting(), tmp_path / "file" / "s")
+
+
 def test_the_next_run_makes_no_pass(tmp_path):
     net = Counting()
     make(net, tmp_path / "s")
