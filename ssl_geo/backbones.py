@@ -337,6 +337,10 @@ def load_backbone(path: str | Path, bands: Sequence[str] = RGB) -> nn.Module:
     source, _, name = str(path).partition(":")
     if source in ("timm", "random") and name:
         return _load_from_timm(name, bands, published=source == "timm")
+    if timm.is_model(str(path)) and not Path(path).exists():
+        raise UserError(
+            f"--ckpt {path} is no run; timm:{path} has its published weights, random:{path} is it untrained"
+        )
     description, tensors = _read_exported(Path(path))
     recipe = {key: description[key] for key in ("architecture", "model_args")}
     model: Any = _create(f"{path}:", **recipe)

@@ -163,6 +163,10 @@ def notes(head: SavedHead, scene: Scene) -> Iterator[str]:
         yield f"{scene.path} is {scene.level}, the head was trained on {' '.join(levels)}: its classes may be off"
     if scene.offset_source == "assumed" and np.dtype(scene.dtype).kind in "iu":
         yield f"{scene.path}: offset 0 assumed, nothing states it; --data.offset sets it"
+    if scene.crs is None:
+        yield f"{scene.path} has no CRS: nor has what is made of it, and areas are in pixels"
+    if scene.overruled:
+        yield f"{scene.path} states {', '.join(scene.overruled)}: settings say otherwise, and are followed"
     backbone: Any = head.backbone
     if line := other_pixels(scene, backbone.description.get("gsd")):
         yield line

@@ -11,6 +11,7 @@ if __name__ == "__main__":  # settings first: --help answers before torch is imp
 import datetime
 import hashlib
 import itertools
+import shutil
 import signal
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -49,6 +50,7 @@ from ssl_geo.training import distributed
 SINGLE_LAYER = ("linear", "patch_linear")  # heads that are trained on each layer by itself; the others on all
 PIXEL_ROWS = 20_000  # training pixels of the linear probe and of the baselines
 PACE_CHIPS = 8
+PAGES = 20_000_000  # bytes of reports with their pictures, and of the head, at most
 FEATURED = 4  # chips whose features the page shows
 UNTRAINED = "random initialization, "  # before the name of a model on the untrained backbone
 
@@ -100,6 +102,7 @@ def main(config: ProbeConfig) -> int:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out {out} cannot be made ({error.strerror}); name a folder that can") from error
+    check_room(out, task, backbone)
 
     clock = Laps()
     results: list[ModelResult] = []
@@ -226,6 +229,20 @@ def check(config: ProbeConfig) -> None:
     if bool(config.images) != bool(config.labels):
         given, lacking = ("images", "labels") if config.images else ("labels", "images")
         raise UserError(f"--{given} without --{lacking}: give both, or neither for the embedded sample")
+
+
+def check_room(out: Path, task: Task, backbone: nn.Module) -> None:
+    """Refuse a disk that cannot take what a probe leaves at its end: backbone, maps, pages."""
+    chips = task.chips
+    mapped = {int(number) for number in chips.scene[task.split.chips("test")]}
+    need = PAGES + sum(tensor.nbytes for tensor in backbone.state_dict().values())
+    need += sum(chips.scenes[number].scene.height * chips.scenes[number].scene.width for number in mapped)
+    free = shutil.disk_usage(out).free
+    if need > free:
+        raise UserError(
+            f"the probe leaves some {need / 1e6:.0f} MB in --out {out}, whose disk has {free / 1e6:.0f} MB free: make "
+            "room or name a folder on another disk"
+        )
 
 
 def features_folder(config: ProbeConfig, extractor: Extractor, task: Task, normalizing: Iterable[int]) -> Path:

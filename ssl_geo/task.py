@@ -93,7 +93,10 @@ def labelled_task(config: ProbeConfig, description: Mapping[str, Any], *, multip
     other = [line for labelled in scenes if (line := other_pixels(labelled.scene, description.get("gsd")))]
     if other:
         other = [f"{len(other)} of {len(scenes)} images have pixels of another size; the first, {other[0]}"]
-    for line in [*chips.report(), *other, *check_labelled(chips)]:
+    strange = []
+    if given is not None and (spare := chips.unknown(given)):
+        strange = [f"{len(spare)} of {len(given)} names in --split.file are no image's, the first is {spare[0]}"]
+    for line in [*chips.report(), *other, *strange, *check_labelled(chips)]:
         print(line)
     pixel = 1.0 if chips.size_m is None else float(chips.size_m.mean() / size)
     split = split_chips(

@@ -3,8 +3,10 @@
 import json
 import math
 import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -170,9 +172,10 @@ def test_a_constant_head_gives_a_map_of_one_class(head, scene, tmp_path, monkeyp
         assert set(np.unique(sure.read())) == {60, 255}
 
 
-def test_a_scene_smaller_than_a_tile_and_without_crs(head, tmp_path):
+def test_a_scene_smaller_than_a_tile_and_without_crs(head, tmp_path, capsys):
     write_geotiff(tmp_path / "s.tif", np.full((4, 9, 50), 900, np.uint16), descriptions=BANDS, crs=None, transform=None)
     assert main(settings(head, tmp_path / "s.tif", tmp_path / "map.tif")) == 0
+    assert "s.tif has no CRS" in capsys.readouterr().out
     areas = json.loads((tmp_path / "map.json").read_text())
     assert areas["unit"] == "pixels"
     assert sum(c["mapped"] for c in areas["classes"]) == 450
@@ -346,6 +349,28 @@ def test_the_command_ends_with_exit_code_2_and_one_line(scene, tmp_path):
     (line,) = ended.stderr.splitlines()
     assert line.startswith("ssl_geo.predict: error: ")
     assert "head.json" in line
+
+
+def test_a_predict_that_is_told_to_stop_leaves_nothing(head, tmp_path):
+    """As `kill` and Slurm do it."""
+    rng = np.random.default_rng(0)
+    write_geotiff(tmp_path / "s.tif", rng.integers(1, 9000, (4, 4000, 600), np.uint16), descriptions=BANDS, **GRID)
+    command = [sys.executable, "-m", "ssl_geo.predict", "--head", str(head), "--scene", str(tmp_path / "s.tif")]
+    out = tmp_path / "maps" / "s.tif"
+    process = subprocess.Popen([*command, "--out", str(out), "--batch_size", "1"], stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not (out.parent.is_dir() and any(out.parent.iterdir())):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said.splitlines()[-1] == "ssl_geo.predict: stopped"
+    assert not any(out.parent.iterdir())
+
+
+def test_settings_against_what_a_scene_states_are_said(head, scene):
+    said = list(predict.notes(load_head(head), open_scene(scene, level="L1C", offset=0, scale=2e-4)))
+    assert said[-1] == f"{scene} states level L2A: settings say otherwise, and are followed"
+    assert not any("states" in line for line in predict.notes(load_head(head), open_scene(scene)))
 
 
 def test_rows_are_padded_as_not_valid(head, scene):

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from ssl_geo.probing.enlarging import dense_features
 from ssl_geo.probing.features import FeatureExtractor
 from ssl_geo.probing.normalizing import normalize
 from ssl_geo.probing.saved import load_head
-from ssl_geo.task import chip_size
+from ssl_geo.task import chip_size, labelled_task
 
 GRID = {"crs": "EPSG:32632", "transform": (10.0, 0.0, 6e5, 0.0, -10.0, 5.4e6)}
 
@@ -280,6 +281,8 @@ VIT = ["--ckpt", "random:vit_tiny_patch16_224", "--layers", "auto", "--chip_size
         (["--split.file", "absent.json"], "absent.json"),
         (["--ckpt", "absent"], "absent"),
         (["--ckpt", "random:resnet1"], "resnet1"),
+        (["--ckpt", "resnet18"], "timm:resnet18 has its published weights, random:resnet18 is it untrained"),
+        (["--split.gap", "-5"], "--split.gap -5"),
         (["--device", "cuda"], "--device cpu"),
         (["--chip_size", "0"], "--chip_size 0"),
         (VIT, "--chip_size 36: the backbone takes sides that are multiples of 16; give --chip_size 32 or 48"),
@@ -361,10 +364,59 @@ def test_images_without_labels_are_no_question(tmp_path):
 
 
 def test_a_file_of_splits_is_checked(world, tmp_path):
-    for content, words in (("{", "no readable JSON"), ('["a"]', "must hold"), ('{"other": "train"}', "no split")):
+    for content, words in (
+        ("{", "no readable JSON"),
+        ('["a"]', "must hold"),
+        ('{"other": "train"}', "no split"),
+        ('{"other": "trian"}', "puts other into 'trian'; the splits are train, val and test"),
+    ):
         (tmp_path / "splits.json").write_text(content)
         with pytest.raises(UserError, match=words):
             main(arguments(world, tmp_path, "--split.file", str(tmp_path / "splits.json")))
+
+
+def test_names_of_splits_that_are_no_images_are_said(world, tmp_path, capsys):
+    (image,) = (world / "images").iterdir()
+    images, labels = tmp_path / "images", tmp_path / "labels"
+    splits = {}
+    for number, split in enumerate(("train", "val", "test")):
+        for folder, source in ((images, "images"), (labels, "labels")):
+            folder.mkdir(exist_ok=True)
+            (folder / f"{number}.tif").symlink_to(world / source / image.name)
+        splits[str(number)] = split
+    (tmp_path / "splits.json").write_text(json.dumps({**splits, "3": "test"}))
+    where = ["--images", str(images), "--labels", str(labels), "--split.file", str(tmp_path / "splits.json")]
+    labelled_task(arguments(world, tmp_path, *where), {"bands": DEFAULT_BANDS})
+    assert "1 of 4 names in --split.file are no image's, the first is 3" in capsys.readouterr().out
+
+
+def test_a_full_disk_is_said_before_anything_is_computed(world, tmp_path, monkeypatch):
+    """It was met at the end, after all heads were trained, and left an --out that could not be used again."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=1_000_000))
+    with pytest.raises(UserError, match=r"leaves some \d+ MB in --out .* 1 MB free"):
+        main(arguments(world, tmp_path))
+    assert not any((tmp_path / "out").iterdir())  # so that it can be used again
+
+
+def test_a_single_training_chip_is_enough_to_probe(world, tmp_path):
+    """Batch normalization of the twin met one value a channel, which has no variance."""
+    (image,) = (world / "images").iterdir()
+    with rasterio.open(image) as dataset, rasterio.open(world / "labels" / image.name) as labelled:
+        dn, labels = dataset.read(), labelled.read()
+    for number, name in enumerate(("a", "b", "c")):
+        for kind, array, options in (
+            ("images", dn, {"nodata": 0, "descriptions": list(DEFAULT_BANDS)}),
+            ("labels", labels, {}),
+        ):
+            (tmp_path / kind).mkdir(exist_ok=True)
+            part = array[:, :32, 32 * number : 32 * number + 32]
+            write_geotiff(
+                tmp_path / kind / f"{name}.tif", part, crs=GRID["crs"], transform=GRID["transform"], **options
+            )
+    (tmp_path / "splits.json").write_text(json.dumps({"a": "train", "b": "val", "c": "test"}))
+    where = ["--images", str(tmp_path / "images"), "--labels", str(tmp_path / "labels")]
+    more = ["--split.file", str(tmp_path / "splits.json"), "--layers", "layer3", "layer4"]
+    assert main(arguments(world, tmp_path, *where, *more)) == 0
 
 
 def test_a_band_that_the_images_lack_is_named(world, tmp_path):

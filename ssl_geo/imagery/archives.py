@@ -69,7 +69,7 @@ def walk_scenes(paths: Sequence[Path | str], *, progress: bool = False) -> list[
     entered: set[tuple[int, int]] = set()
     with tqdm(desc="finding scenes", unit=" folders", delay=2, disable=not progress) as bar:
         # Folders before what lies below them, so that a path given twice is met as entered, not as empty.
-        for path in sorted((Path(p).absolute() for p in paths), key=lambda p: len(p.parts)):
+        for path in sorted((straight_path(p) for p in paths), key=lambda p: len(p.parts)):
             if path.is_dir():
                 if _identity(path) in entered:
                     continue
@@ -94,6 +94,13 @@ def walk_scenes(paths: Sequence[Path | str], *, progress: bool = False) -> list[
             "no path given to look for scenes; --data (of a probe: --images) takes folders and GeoTIFF files"
         )
     return [scenes[path] for path in sorted(scenes)]
+
+
+def straight_path(path: Path | str) -> Path:
+    """Absolute, and without detours by ``..`` where these lead to the same file (links to folders may not)."""
+    absolute = Path(path).absolute()
+    straight = Path(os.path.normpath(absolute))
+    return straight if straight.exists() and absolute.exists() and straight.samefile(absolute) else absolute
 
 
 def band_files(path: Path) -> list[tuple[str, Path]]:

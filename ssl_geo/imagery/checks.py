@@ -248,6 +248,25 @@ def check_assumed_offset(scenes: Sequence[Scene]) -> list[Finding]:
     ]
 
 
+def check_overruled(scenes: Sequence[Scene]) -> list[Finding]:
+    """Scenes that state a level, scale, offset or nodata of which the settings given say otherwise."""
+    replaced = [scene for scene in scenes if scene.overruled]
+    if not replaced:
+        return []
+    words = Counter(word for scene in replaced for word in scene.overruled)
+    return [
+        Finding(
+            "settings against files",
+            "warning",
+            tuple(scene.path for scene in replaced),
+            ", ".join(f"{word} in {count}" for word, count in words.most_common()),
+            "settings that say what the files say, or files that say nothing",
+            "leave the setting out where the files are right",
+            len(replaced),
+        )
+    ]
+
+
 def corners_lonlat(scenes: Sequence[Scene]) -> npt.NDArray[np.float64]:
     """Longitude and latitude (N, 4, 2) of the scenes' corners, in turn around; NaN where a scene has no usable CRS."""
     corners = np.full((len(scenes), 4, 2), np.nan)

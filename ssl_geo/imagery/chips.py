@@ -24,12 +24,13 @@ from ssl_geo.files import written_whole
 from ssl_geo.imagery.archives import FoundScene, walk_scenes
 from ssl_geo.imagery.columns import mapped_columns, stored_once
 from ssl_geo.imagery.coordinates import in_metres
+from ssl_geo.imagery.gdal import side_files
 from ssl_geo.imagery.products import LEVELS, metadata_file
 from ssl_geo.imagery.rasters import READING
 from ssl_geo.imagery.scan import Chips, scan_pixels
 from ssl_geo.imagery.sensors import KNOWN_BANDS, canonical_band
 from ssl_geo.imagery.statistics import BandStatistics
-from ssl_geo.imagery.survey import LeftOut, SceneRecord, describe_scenes, refuse_mixed
+from ssl_geo.imagery.survey import LeftOut, SceneRecord, describe_scenes, refuse_mixed, unit_notes
 
 FORMAT_VERSION = 2
 _METADATA_KEY = b"ssl_geo.chips"
@@ -378,13 +379,7 @@ def _notes(scenes: Sequence[SceneRecord]) -> list[str]:
     levels = sorted({scene.level for scene in scenes if scene.level is not None})
     if len(levels) > 1:
         notes.append(f"mixes products {' and '.join(levels)}, as --data.allow_mixed allows")
-    integer = [scene for scene in scenes if np.dtype(scene.dtype).kind in "iu"]
-    if assumed := sum(scene.offset_source == "assumed" for scene in integer):
-        notes.append(
-            f"offset 0 assumed for {assumed} of {len(scenes)} scenes: no tag, metadata or product name states it, and "
-            "products since January 2022 carry -1000; --data.offset sets it"
-        )
-    return notes
+    return [*notes, *unit_notes(scenes, "scenes")]
 
 
 def _table(scenes: Sequence[SceneRecord], chips: Chips, chip_size: int) -> pa.Table:
@@ -425,15 +420,15 @@ def _bounds(scenes: Sequence[SceneRecord], chips: Chips, chip_size: int) -> tupl
 
 
 def _fingerprint(found: Sequence[FoundScene], settings: IndexSettings) -> str:
-    """Of format, way of reading, settings, and path, size and time of change of every file."""
+    """Of format, way of reading, settings, and path, size and time of change of every file that tells something."""
     digest = hashlib.sha256(json.dumps([FORMAT_VERSION, READING, asdict(settings)]).encode())
-    for scene in found:
-        metadata = metadata_file(scene.path)
-        for file in (*scene.files, *(() if metadata is None else (metadata,))):
-            try:
-                status = file.stat()
-                line = f"{file}\0{status.st_size}\0{status.st_mtime_ns}\n"
-            except OSError:
-                line = f"{file}\0unreadable\n"
-            digest.update(line.encode())
+    metadata = (metadata_file(scene.path) for scene in found)
+    rasters = [file for scene in found for file in scene.files]
+    for file in (*rasters, *side_files(rasters), *(file for file in metadata if file is not None)):
+        try:
+            status = file.stat()
+            line = f"{file}\0{status.st_size}\0{status.st_mtime_ns}\n"
+        except OSError:
+            line = f"{file}\0unreadable\n"
+        digest.update(line.encode())
     return digest.hexdigest()

@@ -199,6 +199,7 @@ def _check_archive(seen: Sequence[_Seen], splits: Mapping[str, str] | None) -> l
         *checks.check_bands(scenes),
         *checks.check_products(scenes),
         *checks.check_assumed_offset(scenes),
+        *checks.check_overruled(scenes),
     ]
     assumed = [(one, scene) for one, scene in usable if scene.offset_source == "assumed"]
     findings += pixelchecks.check_shifts([scene for _, scene in assumed], [one.shift for one, _ in assumed])
@@ -217,14 +218,20 @@ def _check_archive(seen: Sequence[_Seen], splits: Mapping[str, str] | None) -> l
     findings += check_near_duplicates(sightings)
     findings += check_overlaps(sightings, checks.corners_lonlat(scenes))
     if splits is not None:
-        findings += _check_split_names(sightings)
+        findings += _check_split_names(sightings, splits)
     return findings
 
 
-def _check_split_names(sightings: Sequence[Sighting]) -> list[Finding]:
-    """Scenes that the table of splits does not name."""
-    missing = tuple(one.path for one in sightings if one.split is None)
-    if not missing:
-        return []
-    mend = "add them to the file of splits by name without suffix"
-    return [Finding("split missing", "warning", missing, "no split", "a split for each scene", mend, len(missing))]
+def _check_split_names(sightings: Sequence[Sighting], splits: Mapping[str, str]) -> list[Finding]:
+    """Scenes that the table of splits does not name, and names in it that are no scene's."""
+    found = []
+    if missing := tuple(one.path for one in sightings if one.split is None):
+        mend = "add them to the file of splits by name without suffix"
+        found.append(
+            Finding("split missing", "warning", missing, "no split", "a split for each scene", mend, len(missing))
+        )
+    if spare := sorted(splits.keys() - {scene_name(Path(one.path)) for one in sightings}):
+        said = f"{spare[0]!r} and {len(spare) - 1} more" if len(spare) > 1 else repr(spare[0])
+        mend = "name scenes without suffix, or give the imagery that is missing"
+        found.append(Finding("split of no scene", "warning", (), said, "names of scenes", mend, len(spare)))
+    return found

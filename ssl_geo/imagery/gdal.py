@@ -9,7 +9,7 @@ import os
 import threading
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -27,11 +27,25 @@ UNREADABLE = (*FAILURES, UnicodeError, MemoryError)  # what it raises for damage
 _MAX_OPEN = 64  # files a thread keeps open: two to six band folders, far below the usual limit of 1024 a process
 
 
+_AFTER_NAME = (".msk", ".aux.xml")  # masks; metadata (CRS, nodata)
+_FOR_SUFFIX = (".tfw", ".tifw", ".tiffw", ".j2w", ".jp2w", ".wld", ".hdr")  # world files; ENVI's headers
+
+
 def _has_side_file(file: Path) -> bool:
-    """Whether a mask, metadata (CRS, nodata), a world file or ENVI's header lies beside a raster."""
-    beside = [file.with_name(file.name + suffix) for suffix in (".msk", ".aux.xml")]
-    beside += [file.with_suffix(suffix) for suffix in (".tfw", ".tifw", ".tiffw", ".j2w", ".jp2w", ".wld", ".hdr")]
+    beside = [file.with_name(file.name + suffix) for suffix in _AFTER_NAME]
+    beside += [file.with_suffix(suffix) for suffix in _FOR_SUFFIX]
     return any(path.exists() for path in beside)
+
+
+def side_files(rasters: Iterable[Path]) -> list[Path]:
+    """All side files in the folders of some rasters, by one look into each folder."""
+    found: list[Path] = []
+    for folder in dict.fromkeys(raster.parent for raster in rasters):
+        if os.access(folder, os.R_OK):  # a file may be given by name in a folder that cannot be listed
+            with os.scandir(folder) as entries:
+                names = sorted(e.name for e in entries if e.name.lower().endswith((*_AFTER_NAME, *_FOR_SUFFIX)))
+            found += [folder / name for name in names]
+    return found
 
 
 class _OpenDatasets(threading.local):

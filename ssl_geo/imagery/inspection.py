@@ -128,6 +128,7 @@ def numbered(header: Header, scale: float | None = None) -> Scene:
         offset_source="assumed" if header.scaling is None else "tags",
         level=None,
         date=None,
+        overruled=(),
     )
 
 

@@ -18,9 +18,11 @@ from tqdm import tqdm
 
 from ssl_geo.errors import UserError, nearest
 from ssl_geo.imagery.coordinates import to_lonlat
+from ssl_geo.imagery.gdal import side_files
 from ssl_geo.imagery.pairing import IGNORED, Classes, Colour, LabelledScene, pair_labels, scene_labels, scene_name
 from ssl_geo.imagery.rasters import READING, read_window
 from ssl_geo.imagery.statistics import BandStatistics
+from ssl_geo.imagery.survey import unit_notes
 
 __all__ = [
     "IGNORED",
@@ -209,13 +211,17 @@ class LabelledChips:
         if len(levels) > 1:
             counts = " and ".join(f"{level} in {count}" for level, count in sorted(levels.items()))
             said.append(f"mixes products, {counts} of {len(scenes)} images: their reflectance differs, probe one kind")
-        integer = [scene for scene in scenes if np.dtype(scene.dtype).kind in "iu"]
-        if assumed := sum(scene.offset_source == "assumed" for scene in integer):
+        if both := [labelled for labelled in self.scenes if labelled.nodata in self.ids]:
             said.append(
-                f"offset 0 assumed for {assumed} of {len(scenes)} images: no tag, metadata or product name states it, "
-                "and products since January 2022 carry -1000; --data.offset sets it"
+                f"{both[0].nodata} is a class, and {len(both)} of {len(scenes)} label rasters declare it as nodata, "
+                f"the first {both[0].labels}: ignored there; --classes lists what is a class everywhere, --ignore "
+                "what is none anywhere"
             )
-        return said
+        return [*said, *unit_notes(scenes, "images")]
+
+    def unknown(self, splits: Mapping[str, str]) -> list[str]:
+        """Names in a table of splits that are no image's."""
+        return sorted(splits.keys() - {scene_name(Path(labelled.scene.path)) for labelled in self.scenes})
 
     def given(self, splits: Mapping[str, str]) -> list[str]:
         """The split of each chip, (N,), from that of each image by name (file name without suffix).
@@ -283,12 +289,14 @@ class LabelledChips:
 
     def _of_files(self) -> str:
         digest = hashlib.sha256(json.dumps([READING, self.bands, self.chip_size, self.context]).encode())
+        rasters: set[Path] = set()
         for labelled in self.scenes:
             digest.update(json.dumps(asdict(labelled)).encode())
-            for file in sorted({source.file for source in labelled.scene.sources} | {labelled.labels}):
-                try:
-                    status = Path(file).stat()
-                except OSError as error:
-                    raise UserError(f"cannot read {file}: {error.strerror}") from error
-                digest.update(f"{file}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+            rasters |= {Path(file) for file in (labelled.labels, *(source.file for source in labelled.scene.sources))}
+        for file in (*sorted(rasters), *side_files(sorted(rasters))):
+            try:
+                status = file.stat()
+            except OSError as error:
+                raise UserError(f"cannot read {file}: {error.strerror}") from error
+            digest.update(f"{file}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
         return digest.hexdigest()

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from ssl_geo.errors import UserError
-from ssl_geo.imagery.archives import BAND, GEOTIFF_SUFFIXES, RASTER_SUFFIXES
+from ssl_geo.imagery.archives import BAND, GEOTIFF_SUFFIXES, RASTER_SUFFIXES, straight_path
 from ssl_geo.imagery.coordinates import same_crs, warp_labels
 from ssl_geo.imagery.rasters import find_scenes, open_scene, read_labels, read_legend
 from ssl_geo.imagery.scenes import Scene, Transform
@@ -100,6 +101,8 @@ def pair_labels(
     2. they are the same without a last word that all images, or all labels, share or that names a kind of raster
        (``a_image.tif`` and ``a_label.tif``, ``a.tif`` and ``a_mask.tif``); several dates of a place, ``a_20180419.tif``
        and ``a_20180426.tif``, share ``a_LC.tif``.
+    Of several labels of one name the one counts whose folders are called like the image's (``images/north/a.tif`` and
+    ``labels/north/a.tif``, ``north/images/a.tif`` and ``north/labels/a.tif``).
 
     Grids are one if CRS and shape are the same and no corner lies more than 0.01 pixel from its place. Images and
     labels that are both without georeferencing need the same shape.
@@ -152,7 +155,7 @@ def label_files(labels: Path | str | Sequence[Path | str]) -> list[Path]:
     """The label rasters, sorted; hidden files (those in the making among them) are none."""
     files: set[Path] = set()
     for path in [labels] if isinstance(labels, str | Path) else labels:
-        path = Path(path).absolute()
+        path = straight_path(path)
         if path.is_dir():
             below = {f for f in path.rglob("[!.]*") if f.suffix.lower() in GEOTIFF_SUFFIXES and f.is_file()}
             if not below:
@@ -181,14 +184,17 @@ def read_splits(file: Path, option: str) -> dict[str, str]:
         option: That named it.
 
     Raises:
-        UserError: It is no such file.
+        UserError: It is no such file, or names another split.
     """
     try:
         given = json.loads(file.read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"{option} {file} is no readable JSON file ({error})") from error
-    if not isinstance(given, dict) or not all(isinstance(split, str) for split in given.values()):
+    if not isinstance(given, dict):
         raise UserError(f'{option} {file} must hold {{"image name": "train", "val" or "test"}}')
+    if strange := [(name, split) for name, split in given.items() if split not in ("train", "val", "test")]:
+        name, split = strange[0]
+        raise UserError(f"{option} {file} puts {name} into {split!r}; the splits are train, val and test")
     return given
 
 
@@ -207,9 +213,24 @@ def match_labels(images: Sequence[Path], files: Sequence[Path]) -> tuple[list[li
     named: dict[str, list[Path]] = {}
     for name, file in zip(label_names, files, strict=True):
         named.setdefault(name, []).append(file)
-    used = set(image_names)
-    unused = [file for name, file in zip(label_names, files, strict=True) if name not in used]
-    return [named.get(name, []) for name in image_names], unused
+    fitting = [_nearest_folders(path, named.get(name, [])) for path, name in zip(images, image_names, strict=True)]
+    used = {file for those in fitting for file in those}
+    return fitting, [file for file in files if file not in used]
+
+
+def _nearest_folders(image: Path, files: list[Path]) -> list[Path]:
+    """Of several files the one whose folders have most names in common with the image's, from either end; else all."""
+    if len(files) < 2:
+        return files
+
+    def shared(file: Path) -> int:
+        ours, theirs = image.parent.parts, file.parent.parts
+        ends = (zip(ours, theirs, strict=False), zip(ours[::-1], theirs[::-1], strict=False))
+        return sum(1 for pairs in ends for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+    counts = [shared(file) for file in files]
+    most = max(counts)
+    return [files[counts.index(most)]] if counts.count(most) == 1 else files
 
 
 def _pairs(images: Sequence[Path], files: Sequence[Path]) -> list[tuple[Path, Path]]:

@@ -91,12 +91,12 @@ class ProductMetadata:
 
     Attributes:
         level: ``L1C`` or ``L2A``.
-        offset: In DN; 0 where the file lists none (baselines before 04.00).
+        offset: In DN; 0 where the file lists none (baselines before 04.00), None where nothing can be read.
         scale: 1 / quantification value; None where the file states none.
     """
 
     level: str
-    offset: float
+    offset: float | None
     scale: float | None
 
 
@@ -112,12 +112,17 @@ def metadata_file(path: Path) -> Path | None:
     return None
 
 
-def read_metadata(file: Path) -> ProductMetadata:
+def read_metadata(file: Path, *, needs_offset: bool = True) -> ProductMetadata:
     """Read a product's MTD_MSIL*.xml.
+
+    Args:
+        file: Its name tells the level.
+        needs_offset: Whether its offset is wanted; where the user sets one, a file that tells none is no error.
 
     Raises:
         UserError: If it is not XML, or its bands carry different offsets.
     """
+    level = "L2A" if "L2A" in file.name else "L1C"
     offsets: set[float] = set()
     quantification: float | None = None
     try:
@@ -128,11 +133,13 @@ def read_metadata(file: Path) -> ProductMetadata:
             elif tag in ("BOA_QUANTIFICATION_VALUE", "QUANTIFICATION_VALUE") and text:
                 quantification = float(text)
     except (ElementTree.ParseError, ValueError, OSError) as error:
+        if not needs_offset:
+            return ProductMetadata(level, None, None)
         raise UserError(f"cannot read the product metadata {file}: {error}; mend it or set --data.offset") from error
-    if len(offsets) > 1:
+    if needs_offset and len(offsets) > 1:
         raise UserError(f"{file} states different offsets by band: {sorted(offsets)}; set --data.offset")
     return ProductMetadata(
-        level="L2A" if "L2A" in file.name else "L1C",
-        offset=offsets.pop() if offsets else 0.0,
+        level,
+        offset=None if len(offsets) > 1 else next(iter(offsets), 0.0),
         scale=1 / quantification if quantification else None,
     )

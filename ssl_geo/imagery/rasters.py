@@ -44,6 +44,7 @@ from ssl_geo.imagery.scenes import (
     finest,
     name_stack,
     one_value,
+    overruled,
     radiometry,
     ratio_to_grid,
 )
@@ -108,7 +109,7 @@ def open_scene(
     grid = max(headers, key=lambda header: header.width)
     names = product_names(path, Path(headers[0].file))
     metadata_path = metadata_file(path)
-    metadata = None if metadata_path is None else read_metadata(metadata_path)
+    metadata = None if metadata_path is None else read_metadata(metadata_path, needs_offset=offset is None)
 
     dtype = np.result_type(*(header.dtype for header in headers))
     tags = one_value("scale tags", [(header.file, header.scaling) for header in headers], "them alike in the files")
@@ -117,10 +118,13 @@ def open_scene(
         declared = one_value("nodata values", [(header.file, header.nodata) for header in headers], "--data.nodata")
     else:
         declared = nodata
-    if level is None:
-        level = metadata.level if metadata is not None else level_in_names([*names, path.parent.name])
-    if level is None and any(name == "B10" for name, _, _ in parts):
-        level = "L1C"
+    stated_level = metadata.level if metadata is not None else level_in_names([*names, path.parent.name])
+    if stated_level is None and any(name == "B10" for name, _, _ in parts):
+        stated_level = "L1C"
+    # Integer zeros go on marking fill whatever is set, so no setting replaces them.
+    stated_nodata = next(
+        (h.nodata for h in headers if h.nodata is not None and (h.nodata or h.dtype.kind == "f")), None
+    )
     return Scene(
         path=str(path),
         bands=tuple(name for name, _, _ in parts),
@@ -137,8 +141,12 @@ def open_scene(
         scale=units.scale,
         offset=units.offset,
         offset_source=units.offset_source,
-        level=level,
+        level=level or stated_level,
         date=date_in_names(names) or date_in_tag(headers[0].datetime),
+        overruled=(
+            *units.overruled,
+            *overruled({"nodata": stated_nodata, "level": stated_level}, {"nodata": nodata, "level": level}),
+        ),
     )
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -75,6 +76,7 @@ class Scene:
         offset_source: ``setting``, ``tags``, ``metadata``, ``name`` or ``assumed``.
         level: ``L1C``, ``L2A`` or None where nothing tells.
         date: ISO 8601, or None where nothing tells.
+        overruled: What it states of itself and a setting replaces, ``offset -1000`` for example.
     """
 
     path: str
@@ -92,6 +94,7 @@ class Scene:
     offset_source: OffsetSource
     level: str | None
     date: str | None
+    overruled: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,6 +262,21 @@ def one_value(what: str, values: Sequence[tuple[str, Value]], setting: str) -> V
     return first
 
 
+def overruled(stated: Mapping[str, float | str | None], settings: Mapping[str, float | str | None]) -> tuple[str, ...]:
+    """What a scene states and a setting says otherwise; both by the setting's name, None where one says nothing."""
+    return tuple(
+        f"{name} {value if isinstance(value, str) else f'{value:g}'}"
+        for name, value in stated.items()
+        if value is not None and (setting := settings[name]) is not None and not _alike(value, setting)
+    )
+
+
+def _alike(value: float | str, setting: float | str) -> bool:
+    if isinstance(value, str) or isinstance(setting, str):
+        return value == setting
+    return math.isclose(value, setting, rel_tol=1e-6) or (math.isnan(value) and math.isnan(setting))
+
+
 @dataclass(frozen=True, slots=True)
 class Radiometry:
     """How DN become reflectance; see `Scene`."""
@@ -266,6 +284,7 @@ class Radiometry:
     scale: float
     offset: float
     offset_source: OffsetSource
+    overruled: tuple[str, ...]
 
 
 def radiometry(
@@ -295,22 +314,29 @@ def radiometry(
         UserError: If the unit is unknown: a floating-point or 8-bit file, no scale tag and no setting.
     """
     is_product = dtype.kind in "iu" and dtype.itemsize > 1
-    if scale is None:
-        if tags is not None:
-            scale = tags[0]
-        elif is_product:
-            scale = SENTINEL2_SCALE if metadata is None or metadata.scale is None else metadata.scale
-        else:
-            raise UnknownUnitError(
-                f"{path} holds {dtype} and no scale tag, so its unit is unknown: set --data.scale, "
-                "1 for reflectance, 0.0001 for reflectance times 10000"
-            )
-    if offset is not None:
-        return Radiometry(scale, offset, "setting")
+    stated: dict[str, float | None] = {"scale": None, "offset": None}
+    source: OffsetSource = "assumed"
     if tags is not None:
-        return Radiometry(scale, tags[1] / tags[0], "tags")
-    if is_product and metadata is not None:
-        return Radiometry(scale, metadata.offset, "metadata")
-    if is_product and (named := offset_in_names(names)) is not None:
-        return Radiometry(scale, float(named), "name")
-    return Radiometry(scale, 0.0, "assumed")
+        stated, source = {"scale": tags[0], "offset": tags[1] / tags[0]}, "tags"
+    elif is_product and metadata is not None:
+        stated, source = {"scale": metadata.scale, "offset": metadata.offset}, "metadata"
+    elif is_product and (named := offset_in_names(names)) is not None:
+        stated, source = {"scale": None, "offset": float(named)}, "name"
+    replaced = overruled(stated, {"scale": scale, "offset": offset})
+    if scale is None:
+        scale = stated["scale"]
+    if scale is None and not is_product:
+        raise UnknownUnitError(
+            f"{path} holds {dtype} and no scale tag, so its unit is unknown: set --data.scale, "
+            "1 for reflectance, 0.0001 for reflectance times 10000"
+        )
+    if offset is not None:
+        source = "setting"
+    else:
+        offset = stated["offset"]
+    return Radiometry(
+        scale=SENTINEL2_SCALE if scale is None else scale,
+        offset=0.0 if offset is None else offset,
+        offset_source=source,
+        overruled=replaced,
+    )

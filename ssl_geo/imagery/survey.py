@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 from tqdm import tqdm
 
 from ssl_geo.errors import UserError
@@ -20,6 +21,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 NAMED_SCENES = 20  # scenes that a left-out record names; all are counted
+_MAX_SAID = 4  # statements that a line lists
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ class SceneRecord(NamedTuple):
     scale: float
     nodata: float | None
     date: str | None
+    overruled: tuple[str, ...]
 
 
 def describe_scenes(
@@ -149,6 +152,31 @@ def refuse_mixed(scenes: Sequence[SceneRecord]) -> None:
             raise UserError(
                 f"the scenes mix {what}: {examples}; give one of them to --data or set --data.allow_mixed true"
             )
+
+
+def unit_notes(scenes: Sequence[Scene | SceneRecord], noun: str) -> list[str]:
+    """What a reader should know of the scenes' units: offsets that were assumed, statements that settings replace.
+
+    Args:
+        scenes: Any number.
+        noun: What to call them, ``scenes`` or ``images``.
+    """
+    notes = []
+    integer = [scene for scene in scenes if np.dtype(scene.dtype).kind in "iu"]
+    if assumed := sum(scene.offset_source == "assumed" for scene in integer):
+        notes.append(
+            f"offset 0 assumed for {assumed} of {len(scenes)} {noun}: no tag, metadata or product name states it, and "
+            "products since January 2022 carry -1000; --data.offset sets it"
+        )
+    if overruled := [scene for scene in scenes if scene.overruled]:
+        words = Counter(word for scene in overruled for word in scene.overruled)
+        listed = ", ".join(f"{word} in {count}" for word, count in words.most_common(_MAX_SAID))
+        notes.append(
+            f"settings replace what {len(overruled)} of {len(scenes)} {noun} state of themselves: {listed}"
+            f"{', …' if len(words) > _MAX_SAID else ''} (the first {overruled[0].path}); leave a setting out to read "
+            "each as it says"
+        )
+    return notes
 
 
 def refuse_unreadable(unreadable: Mapping[str, str], scenes: int, allowed: float) -> None:

@@ -20,8 +20,11 @@ CHIPS = 256  # enough for means and variances
 
 
 def chips_to_normalize(model: nn.Module, chips: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Draw the chips (N,) that a model's batch normalization is to see: always the same, none if it has none."""
-    if not any(isinstance(layer, _BatchNorm) for layer in model.modules()):
+    """Draw the chips (N,) that a model's batch normalization is to see: always the same, none if it has none.
+
+    A single chip is none: its deepest features may be one value, which has no variance.
+    """
+    if len(chips) < 2 or not any(isinstance(layer, _BatchNorm) for layer in model.modules()):
         return chips[:0]
     return np.random.default_rng(0).permutation(chips)[:CHIPS]
 

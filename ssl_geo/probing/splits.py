@@ -123,8 +123,10 @@ def split_chips(
         Split, block and report.
 
     Raises:
-        UserError: A split without a valid pixel, an unknown split name, fewer blocks than splits.
+        UserError: A split without a valid pixel, an unknown split name, fewer blocks than splits, a gap below 0.
     """
+    if not gap >= 0:
+        raise UserError(f"--split.gap {gap:g}: a distance, it must be 0 or more")
     where = chips.blocks(block)
     totals = np.zeros((int(where.max()) + 1, class_pixels.shape[1]), dtype=np.int64)
     np.add.at(totals, where, class_pixels)

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from ssl_geo.errors import UserError
 from ssl_geo.imagery import chips as chips_module
 from ssl_geo.imagery import scan
+from ssl_geo.imagery.archives import find_scenes
 from ssl_geo.imagery.chips import ChipIndex, build_index, cached_index
 from ssl_geo.imagery.geotiff import write_geotiff
 from ssl_geo.imagery.scan import chip_starts
@@ -199,6 +200,34 @@ def test_nothing_usable_is_refused_with_what_there_is(tmp_path: Path, write_stac
         build(tmp_path / "e", max_unreadable=1)
 
 
+def test_a_file_named_by_a_detour_counts_once(tmp_path: Path, write_stack: WriteStack) -> None:
+    write_stack(tmp_path / "a" / "x.tif")
+    (tmp_path / "b").mkdir()
+    plain, detour = tmp_path / "a" / "x.tif", tmp_path / "b" / ".." / "a" / "x.tif"
+    for paths in ([plain, detour], [detour, plain.parent], [plain.parent, detour.parent]):
+        assert find_scenes(paths) == [plain]
+    (tmp_path / "elsewhere" / "deep").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere" / "deep")
+    write_stack(tmp_path / "elsewhere" / "x.tif")
+    assert find_scenes([tmp_path / "link" / ".." / "x.tif"]) == [
+        tmp_path / "link" / ".." / "x.tif"
+    ]  # as the system reads it
+
+
+def test_settings_that_replace_what_files_state_are_said(tmp_path: Path, write_stack: WriteStack) -> None:
+    write_stack(tmp_path / "S2A_MSIL2A_20210101T101031_N0214_x.tif")
+    write_stack(tmp_path / "S2A_MSIL2A_20230101T101031_N0509_x.tif", nodata=65535)
+    write_stack(tmp_path / "unknown.tif", nodata=0)
+    [note] = build(tmp_path, offset=0, nodata=7, level="L1C", scale=1e-4).notes
+    assert "replace what 2 of 3 scenes state" in note
+    for words in ("level L2A in 2, ", "offset -1000 in 1", "nodata 65535 in 1"):
+        assert words in note
+    assert "nodata 0" not in note  # zeros go on marking fill
+    assert "N0214" in note
+    [note] = build(tmp_path, allow_mixed=True, level="L2A", scale=1e-4).notes
+    assert "assumed for 1 of 3" in note
+
+
 def test_mixed_products_and_offsets_are_refused(tmp_path: Path, write_stack: WriteStack) -> None:
     write_stack(tmp_path / "levels" / "x_L1C.tif")
     write_stack(tmp_path / "levels" / "y_L2A.tif")
@@ -321,6 +350,12 @@ def test_cache_is_used_until_files_settings_or_format_change(
     (data / "b.tif").unlink()
     assert len(cached()) == len(first)
     assert built() == 1
+    for content in ("<PAMDataset/>", "<PAMDataset></PAMDataset>"):  # a side file came, and changed
+        (data / "a.tif.aux.xml").write_text(content)
+        cached()
+        assert built() == 1
+        cached()
+        assert built() == 0
     (data / "MTD_MSIL2A.xml").write_text("<P><BOA_ADD_OFFSET>-1000</BOA_ADD_OFFSET></P>")  # metadata came
     assert set(cached().table["offset"].to_pylist()) == {-1000.0}
     assert built() == 1

@@ -194,6 +194,14 @@ def test_levels_and_declared_offsets_that_differ(write_land, tmp_path):
     assert found(tmp_path)["mixed products"].severity == "error"
 
 
+def test_settings_against_what_files_state(write_land, tmp_path):
+    write_land(tmp_path / f"{STATED}_a.tif", 0, transform=places(0))
+    write_land(tmp_path / "b.tif", 1, transform=places(1))
+    assert "settings against files" not in found(tmp_path)
+    finding = found(tmp_path, level="L1C")["settings against files"]
+    assert (finding.severity, finding.count, finding.found) == ("warning", 1, "level L2A in 1")
+
+
 def test_offsets_that_only_the_pixels_tell(write_land, tmp_path):
     for k in range(3):
         write_land(tmp_path / f"{k}.tif", k, transform=places(k), change=lambda dn: dn + np.uint16(1000))
@@ -315,12 +323,17 @@ def test_splits_that_share_pixels_or_ground(write_land, tmp_path):
     assert "train and test" in findings["splits share ground"].found
     assert findings["splits share ground"].count == 1
     assert findings["split missing"].paths == (str(tmp_path / "d.tif"),)
+    assert "split of no scene" not in findings
     splits.write_text(json.dumps({"a": "train", "b": "train", "c": "train", "d": "test"}))
     findings = found(tmp_path, splits=splits)
     assert {"splits share ground", "duplicates across splits"}.isdisjoint(findings)
-    splits.write_text("[1]")
-    with pytest.raises(UserError, match="must hold"):
-        found(tmp_path, splits=splits)
+    splits.write_text(json.dumps({"a": "train", "b": "train", "c": "train", "d": "test", "e.tif": "val", "f": "val"}))
+    finding = found(tmp_path, splits=splits)["split of no scene"]
+    assert (finding.severity, finding.count, finding.found) == ("warning", 2, "'e.tif' and 1 more")
+    for content, words in (("[1]", "must hold"), ('{"a": "training"}', "puts a into 'training'")):
+        splits.write_text(content)
+        with pytest.raises(UserError, match=words):
+            found(tmp_path, splits=splits)
 
 
 def test_a_header_that_claims_more_than_the_file_can_hold_is_not_read(write_stack, tmp_path):

@@ -256,6 +256,9 @@ def test_fingerprint_changes_with_files_and_settings(world: tuple[Path, np.ndarr
     others = [fingerprint(size=8), fingerprint(bands=BANDS[:2]), fingerprint(ignore=[7]), fingerprint(offset=-1000)]
     others.append(fingerprint(classes=[7, 2, 1]))
     assert fingerprint() == first
+    for path in (folder / "labels" / "a.tif.aux.xml", folder / "images" / "a.tif.aux.xml"):
+        path.write_text("<PAMDataset/>")
+        others.append(fingerprint())
     for path in (folder / "labels" / "a.tif", folder / "images" / "a.tif"):
         changed = path.stat().st_mtime_ns + 1_000_000_000
         os.utime(path, ns=(changed, changed))
@@ -338,6 +341,32 @@ def test_pairs_go_by_name(
         write_labels(tmp_path / "l" / f"{name}.tif", np.full((4, 4), k, np.uint8))
     scenes = pair_labels([tmp_path / "i"], tmp_path / "l")
     assert {Path(s.scene.path).stem: Path(s.labels).stem for s in scenes} == pairs
+
+
+@pytest.mark.parametrize(
+    ("images", "labels"),
+    [
+        (["i/north/a", "i/south/a"], ["l/north/a", "l/south/a"]),
+        (["w/north/i/a", "w/south/i/a"], ["w/north/l/a", "w/south/l/a"]),
+        (["i/north/a_image", "i/south/a_image"], ["l/north/a_mask", "l/south/a_mask"]),
+    ],
+)
+def test_of_equal_names_the_folders_decide(
+    tmp_path: Path, write_stack: WriteStack, images: list[str], labels: list[str]
+) -> None:
+    for name in images:
+        write_stack(tmp_path / f"{name}.tif", shape=(4, 4))
+    for k, name in enumerate(labels):
+        write_labels(tmp_path / f"{name}.tif", np.full((4, 4), k, np.uint8))
+    given = [tmp_path / f"{name}.tif" for name in images], [tmp_path / f"{name}.tif" for name in labels]
+    scenes = pair_labels(*given)
+    assert [labelled.labels for labelled in scenes] == [str(path) for path in given[1]]
+    with pytest.raises(UserError, match=r"1 of 2 labels have no image, the first is .*south"):
+        pair_labels(given[0][:1], given[1])
+    for k in range(2):
+        write_labels(tmp_path / "v" / str(k) / f"{Path(labels[0]).name}.tif", np.zeros((4, 4), np.uint8))
+    with pytest.raises(UserError, match="2 labels fit the image"):
+        pair_labels(given[0][:1], tmp_path / "v")
 
 
 @pytest.mark.parametrize(
@@ -553,10 +582,12 @@ def test_nodata_of_one_file_is_a_class_of_another(tmp_path: Path, write_stack: W
         write_labels(tmp_path / "l" / f"{name}.tif", labels, nodata=nodata)
     chips = LabelledChips(pair_labels([tmp_path / "i"], tmp_path / "l"), bands=BANDS, chip_size=8)
     assert chips.ids == (0, 1)
+    assert any(line.startswith("0 is a class, and 1 of 2 label rasters declare it") for line in chips.report())
     np.testing.assert_array_equal(chips[0].labels, np.where(labels == 0, 255, 1))
     np.testing.assert_array_equal(chips[1].labels, labels)
     chips = LabelledChips(pair_labels([tmp_path / "i"], tmp_path / "l", classes=[0, 1]), bands=BANDS, chip_size=8)
     np.testing.assert_array_equal(chips[0].labels, labels)  # asked for, so a class
+    assert not any("is a class, and" in line for line in chips.report())
 
 
 def test_at_most_255_classes(tmp_path: Path, write_stack: WriteStack) -> None:

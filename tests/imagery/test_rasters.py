@@ -304,6 +304,8 @@ def test_offset_by_order_of_trust(tmp_path: Path, write_stack: WriteStack) -> No
     assert (scene.scale, scene.offset_source) == (2e-4, "tags")
     scene = open_scene(path, offset=7, scale=1e-3)
     assert (scene.scale, scene.offset, scene.offset_source) == (1e-3, 7.0, "setting")
+    assert scene.overruled == ("scale 0.0002", "offset -1000")
+    assert open_scene(path, offset=-1000, scale=2e-4, level="L2A").overruled == ()
     write_stack(tmp_path / "plain" / "x.tif")
     (tmp_path / "MTD_MSIL2A.xml").unlink()
     assert open_scene(tmp_path / "plain" / "x.tif").offset_source == "assumed"
@@ -315,6 +317,8 @@ def test_broken_metadata_is_told(tmp_path: Path, write_stack: WriteStack) -> Non
         (tmp_path / "MTD_MSIL2A.xml").write_text(text)
         with pytest.raises(UserError, match=r"MTD_MSIL2A.xml.*--data.offset"):
             open_scene(tmp_path / "x.tif")
+        scene = open_scene(tmp_path / "x.tif", offset=-1000)  # what the message says mends it
+        assert (scene.offset, scene.offset_source, scene.level, scene.overruled) == (-1000.0, "setting", "L2A", ())
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "uint8"])
