@@ -131,7 +131,9 @@ def pretrained(run: Path, steps: int, settings: list[str]) -> float:
     command = [sys.executable, "-m", "ssl_geo.pretrain", "--out", str(run), f"--steps={steps * DEFAULT // batch}"]
     began = time.perf_counter()
     with run.with_suffix(".log").open("wb") as log:
-        subprocess.run([*command, *settings], check=True, stdout=log, stderr=log)
+        code = subprocess.run([*command, *settings], check=False, stdout=log, stderr=log).returncode
+    if code:
+        raise SystemExit(f"pretraining ended with an error: see {log.name}")
     return time.perf_counter() - began
 
 
