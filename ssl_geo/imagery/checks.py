@@ -13,7 +13,7 @@ import numpy.typing as npt
 from ssl_geo.errors import UserError
 from ssl_geo.imagery.coordinates import to_lonlat
 from ssl_geo.imagery.findings import Finding, counted
-from ssl_geo.imagery.scenes import Scene
+from ssl_geo.imagery.scenes import Scene, listed_statements
 from ssl_geo.imagery.sensors import DEFAULT_BANDS, KNOWN_BANDS
 
 _EARTH_RADIUS = 6_371_008.8  # metres, mean radius of WGS 84 (IUGG)
@@ -253,13 +253,12 @@ def check_overruled(scenes: Sequence[Scene]) -> list[Finding]:
     replaced = [scene for scene in scenes if scene.overruled]
     if not replaced:
         return []
-    words = Counter(word for scene in replaced for word in scene.overruled)
     return [
         Finding(
             "settings against files",
             "warning",
             tuple(scene.path for scene in replaced),
-            ", ".join(f"{word} in {count}" for word, count in words.most_common()),
+            listed_statements(scene.overruled for scene in replaced),
             "settings that say what the files say, or files that say nothing",
             "leave the setting out where the files are right",
             len(replaced),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -21,6 +22,9 @@ Value = TypeVar("Value")
 
 SENTINEL2_SCALE = 1e-4
 """Reflectance per DN of Sentinel-2 integers: 1 / QUANTIFICATION_VALUE."""
+
+
+_MAX_SAID = 4  # statements that a line lists
 
 
 class UnreadableError(UserError):
@@ -269,6 +273,13 @@ def overruled(stated: Mapping[str, float | str | None], settings: Mapping[str, f
         for name, value in stated.items()
         if value is not None and (setting := settings[name]) is not None and not _alike(value, setting)
     )
+
+
+def listed_statements(overruled: Iterable[tuple[str, ...]]) -> str:
+    """What scenes state and settings replace, with how many state it, the most frequent first: ``level L2A in 3``."""
+    counts = Counter(statement for of_scene in overruled for statement in of_scene)
+    said = [f"{statement} in {count}" for statement, count in counts.most_common(_MAX_SAID)]
+    return ", ".join(said) + (", …" if len(counts) > _MAX_SAID else "")
 
 
 def _alike(value: float | str, setting: float | str) -> bool:

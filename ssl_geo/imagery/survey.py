@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict, deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,13 +15,19 @@ from tqdm import tqdm
 from ssl_geo.errors import UserError
 from ssl_geo.imagery.archives import FoundScene
 from ssl_geo.imagery.rasters import open_scene
-from ssl_geo.imagery.scenes import NotImageryError, OffsetSource, Scene, Transform, UnreadableError
+from ssl_geo.imagery.scenes import (
+    NotImageryError,
+    OffsetSource,
+    Scene,
+    Transform,
+    UnreadableError,
+    listed_statements,
+)
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 NAMED_SCENES = 20  # scenes that a left-out record names; all are counted
-_MAX_SAID = 4  # statements that a line lists
 
 
 @dataclass(frozen=True)
@@ -169,12 +175,10 @@ def unit_notes(scenes: Sequence[Scene | SceneRecord], noun: str) -> list[str]:
             "products since January 2022 carry -1000; --data.offset sets it"
         )
     if overruled := [scene for scene in scenes if scene.overruled]:
-        words = Counter(word for scene in overruled for word in scene.overruled)
-        listed = ", ".join(f"{word} in {count}" for word, count in words.most_common(_MAX_SAID))
         notes.append(
-            f"settings replace what {len(overruled)} of {len(scenes)} {noun} state of themselves: {listed}"
-            f"{', …' if len(words) > _MAX_SAID else ''} (the first {overruled[0].path}); leave a setting out to read "
-            "each as it says"
+            f"settings replace what {len(overruled)} of {len(scenes)} {noun} state of themselves: "
+            f"{listed_statements(scene.overruled for scene in overruled)} (the first {overruled[0].path}); leave a "
+            "setting out to read each as it says"
         )
     return notes
 

@@ -22,7 +22,7 @@ from ssl_geo.imagery.archives import find_scenes, walk_scenes
 from ssl_geo.imagery.geotiff import write_geotiff
 from ssl_geo.imagery.products import date_in_names, date_in_tag, level_in_names, offset_in_names
 from ssl_geo.imagery.rasters import open_scene, read_labels, read_window
-from ssl_geo.imagery.scenes import NotImageryError, Scene, UnreadableError
+from ssl_geo.imagery.scenes import NotImageryError, Scene, UnreadableError, listed_statements
 from ssl_geo.imagery.sensors import DEFAULT_BANDS, LIKELY_ORDERS
 
 WriteStack = Callable[..., np.ndarray]
@@ -309,6 +309,12 @@ def test_offset_by_order_of_trust(tmp_path: Path, write_stack: WriteStack) -> No
     write_stack(tmp_path / "plain" / "x.tif")
     (tmp_path / "MTD_MSIL2A.xml").unlink()
     assert open_scene(tmp_path / "plain" / "x.tif").offset_source == "assumed"
+
+
+def test_the_most_frequent_of_many_statements_are_listed() -> None:
+    overruled = [("offset -1000", "level L2A"), ("level L2A",), *((f"nodata {k}",) for k in range(4))]
+    assert listed_statements(overruled) == "level L2A in 2, offset -1000 in 1, nodata 0 in 1, nodata 1 in 1, …"
+    assert listed_statements(overruled[:2]) == "level L2A in 2, offset -1000 in 1"
 
 
 def test_broken_metadata_is_told(tmp_path: Path, write_stack: WriteStack) -> None:
