@@ -27,13 +27,13 @@ from timm.models.xcit import ConvPatchEmbed
 from torch import Tensor, nn
 
 from ssl_geo.class_token import class_token_block
+from ssl_geo.description import OURS, check_description, check_model_args
+from ssl_geo.documents import read_json
 from ssl_geo.errors import UserError, nearest
 from ssl_geo.files import written_whole
+from ssl_geo.schema import conform
 from ssl_geo.weights import RGB, adapt_input_weights, named_tensors, read_tensors, read_torch
 
-# Arguments of timm.create_model that are not the user's, or a file's, to say: ours, or ways to other files.
-OURS = ("num_classes", "in_chans")
-FORBIDDEN = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "features_only")
 QUERIES = {"q", "qk", "qkv", "qkvs", "qkv_proj", "q_proj", "query", "to_query"}  # what attention asks with, in timm
 
 Size = tuple[int, int]
@@ -72,9 +72,10 @@ def create_backbone(
     Raises:
         UserError: Unknown name or argument, a view size that the model cannot take, weights that do not fit.
     """
-    for argument in (*OURS, *FORBIDDEN):
+    for argument in OURS:
         if argument in arguments:
             raise UserError(f"--backbone.arguments: {argument} is not to be set; the bands say how many channels")
+    check_model_args(arguments, "--backbone.arguments")
     model = _build(name, channels, view_sizes, arguments)
     for size in dict.fromkeys(view_sizes):
         _try_view(model, name, channels, size)
@@ -346,7 +347,7 @@ def load_backbone(path: str | Path, bands: Sequence[str] = RGB) -> nn.Module:
     model: Any = _create(f"{path}:", **recipe)
     try:
         model.load_state_dict(tensors)
-    except (RuntimeError, TypeError, AttributeError) as error:
+    except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path}: weights and description do not fit each other ({reason})") from error
     model.timm, model.description = recipe, description
@@ -365,24 +366,15 @@ def _read_exported(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     else:
         content = read_torch(path)
         description, tensors = content.get("backbone_description"), content.get("backbone")
-    described = isinstance(description, dict) and isinstance(tensors, dict)
-    if not described or not isinstance(description.get("architecture"), str):
+    if not isinstance(description, dict) or "architecture" not in description:
         raise UserError(f"{path} is not from ssl_geo.pretrain: it does not say which timm model it holds")
-    model_args = description.get("model_args")
-    if not isinstance(model_args, dict) or set(FORBIDDEN) & set(model_args):
-        raise UserError(f"{path} is refused: its model_args may not be {model_args}")
-    return description, tensors
+    return check_description(description, str(path)), conform(tensors, dict[str, Tensor], f"{path}: backbone")
 
 
 def _read_description(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path} does not exist; name a run folder of ssl_geo.pretrain, or a checkpoint file of one")
-    try:
-        description = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path} is not readable JSON ({error})") from error
-    if not isinstance(description, dict):
-        raise UserError(f"{path} holds a {type(description).__name__} where a description was expected")
+    description: dict[str, Any] = conform(read_json(path, fix="export it again"), dict[str, Any], str(path))
     return description
 
 

@@ -6,18 +6,17 @@ says so; RUN/config.yaml holds what came out (bands and statistics are in RUN/ba
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from ssl_geo.commandline import parse
+from ssl_geo.commandline import to_dict as to_dict
+from ssl_geo.commandline import to_yaml as to_yaml
 from ssl_geo.errors import one_line_errors
 from ssl_geo.resuming import read_settings, restarted_by_torchrun, resume_changes
+from ssl_geo.schema import NonFinite
 
 
 @dataclass
@@ -37,7 +36,7 @@ class ArchiveConfig:
     offset: float | None = None
     """DN added before scaling, to all files, whatever they tell; default: what they tell, else 0, which is said; -1000
     from processing baseline 04.00 on"""
-    nodata: float | None = None
+    nodata: NonFinite | None = None
     """value of unusable pixels in any band, instead of what files declare; integers that are 0 in all bands are
     unusable in any case"""
     chip_size: int | None = None
@@ -221,18 +220,6 @@ class PretrainConfig:
     """where to compute; auto: cuda where there is one"""
 
 
-def to_dict(config: Any) -> dict[str, Any]:
-    """Turn a configuration into plain values (tuples become lists), as YAML, JSON and checkpoints hold them."""
-    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
-    return plain
-
-
-def to_yaml(config: Any) -> str:
-    """Write a configuration as the YAML that `--config` reads."""
-    text: str = yaml.safe_dump(to_dict(config), sort_keys=False)
-    return text
-
-
 @dataclass
 class SplitConfig:
     """Which chips train, choose and test: by place, so that neighbours and repeated dates stay together."""
@@ -260,7 +247,7 @@ class ImageConfig:
     """reflectance = (DN + offset) * scale; Sentinel-2 integers: 1e-4, reflectance as stored: 1"""
     offset: float | None = None
     """DN added before scaling, to all files"""
-    nodata: float | None = None
+    nodata: NonFinite | None = None
     """value of unusable pixels in any band; integers that are 0 in all bands are unusable in any case"""
 
 

@@ -32,6 +32,15 @@ def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
     return f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(names)}"
 
 
+def printable(text: str) -> str:
+    """One line that a terminal shows and does not obey.
+
+    Names of files, bands and classes come from anywhere: escape sequences, control and direction characters, and bytes
+    of no encoding are written as backslash escapes; white space is one space.
+    """
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(text.split()))
+
+
 @contextmanager
 def one_line_errors(program: str) -> Iterator[None]:
     """Turn a `UserError` into one line on stderr and exit code 2, Ctrl-C into one and 130; other exceptions pass.
@@ -42,7 +51,7 @@ def one_line_errors(program: str) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"{program}: error: {printable(str(error))}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print(f"{program}: stopped", file=sys.stderr)

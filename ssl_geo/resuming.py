@@ -6,8 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from ssl_geo.documents import read_yaml
 from ssl_geo.errors import UserError
 
 # A resumed run may change these: they do not touch its result.
@@ -43,12 +42,9 @@ def read_settings(run: str) -> dict[str, Any]:
     recipe = Path(run) / "config.yaml"
     if not recipe.is_file():
         raise UserError(f"--resume {run} is not a run folder: it has no config.yaml")
-    try:
-        settings = yaml.safe_load(recipe.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{recipe} is damaged or holds more than plain settings ({error}): start anew") from error
+    settings = read_yaml(recipe)
     if not isinstance(settings, dict) or not all(isinstance(name, str) for name in settings):
-        raise UserError(f"{recipe} is damaged: it holds no settings; start anew with --out")
+        raise UserError(f"{recipe} holds no settings: start a new run with --out")
     return settings
 
 

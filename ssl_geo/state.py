@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 import ssl_geo
 from ssl_geo.backbones import create_backbone, describe_backbone, drop_unused_tokens
@@ -14,12 +16,37 @@ from ssl_geo.config import PretrainConfig, to_dict
 from ssl_geo.errors import UserError
 from ssl_geo.imagery.chips import ChipIndex
 from ssl_geo.methods.dino import DINO
+from ssl_geo.schema import conform
 from ssl_geo.training import distributed, schedules
 from ssl_geo.training.distributed import Ranks
 from ssl_geo.training.optimizers import adamw, set_step_values
 from ssl_geo.training.precision import choose_dtype, widen_narrow_inputs
 from ssl_geo.training.step import Skips, compile_networks
 from ssl_geo.views.multicrop import MultiCrop
+
+
+class _Group(TypedDict):
+    params: list[int]
+
+
+class _Optimizer(TypedDict):
+    state: dict[int, dict[str, Tensor]]
+    param_groups: list[_Group]
+
+
+class _Checkpoint(TypedDict):
+    """As docs/design.md has it."""
+
+    format: Literal[1]
+    step: int
+    skipped: int
+    method: dict[str, Tensor]
+    optimizer: _Optimizer
+    scaler: dict[str, float]
+    backbone: object  # for others than a resumed run, as the rest
+    backbone_description: object
+    config: object
+    versions: object
 
 
 class State:
@@ -139,6 +166,9 @@ class State:
         }
 
     def _load(self, checkpoint: dict[str, Any]) -> None:
+        conform(checkpoint, _Checkpoint, "the checkpoint")
+        if min(checkpoint["step"], checkpoint["skipped"]) < 0:
+            raise UserError("the checkpoint tells a negative number of steps; resume from the one before")
         _refuse_other_tensors(self.method.state_dict(), checkpoint["method"])
         own, given = (
             [len(group["params"]) for group in optimizer["param_groups"]]
@@ -151,6 +181,7 @@ class State:
             )
         if checkpoint["step"] > self.steps:
             raise UserError(f"--steps {self.steps} is less than the {checkpoint['step']} that the run has done")
+        _refuse_other_moments(self.optimizer, checkpoint["optimizer"])
         self.method.load_state_dict(checkpoint["method"])
         self.optimizer.load_state_dict(checkpoint["optimizer"])
         self.scaler.load_state_dict(checkpoint["scaler"])
@@ -170,5 +201,31 @@ def _refuse_other_tensors(own: dict[str, Tensor], given: dict[str, Tensor]) -> N
         )
 
 
-def _shape(tensors: dict[str, Tensor], name: str) -> str:
-    return str(tuple(tensors[name].shape)) if name in tensors else "missing"
+def _shape(tensors: Mapping[str, Tensor], name: str) -> str:
+    if name not in tensors:
+        return "missing"
+    return f"{tuple(tensors[name].shape)} {str(tensors[name].dtype).removeprefix('torch.')}"
+
+
+def _refuse_other_moments(optimizer: Optimizer, given: dict[str, Any]) -> None:
+    """Refuse moments of other shapes or types than the parameters': the fused update writes as far as it is told.
+
+    `Optimizer.load_state_dict` compares the number of parameters alone.
+    """
+    own = optimizer.state_dict()["param_groups"]
+    for group, told in zip(own, given["param_groups"], strict=True):
+        fixed = group.keys() & told.keys() - {"lr", "weight_decay"}  # `set_step_values` gives these before each step
+        if differ := sorted(name for name in fixed if told[name] != group[name]):
+            raise UserError(f"the checkpoint's optimizer has another {differ[0]}; resume from the one before")
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for number, moments in given["state"].items():
+        if not 0 <= number < len(parameters):
+            raise UserError("the checkpoint's optimizer has moments of no parameter; resume from the one before")
+        like = parameters[number].detach()
+        wanted = {"step": torch.empty(()), "exp_avg": like, "exp_avg_sq": like}
+        for name in wanted.keys() | moments.keys():
+            if _shape(moments, name) != _shape(wanted, name):
+                raise UserError(
+                    f"the checkpoint's optimizer does not fit: {name} of parameter {number} is {_shape(moments, name)} "
+                    f"where {_shape(wanted, name)} is wanted; resume from the checkpoint before"
+                )

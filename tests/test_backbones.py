@@ -508,8 +508,9 @@ def test_a_pickle_is_never_opened(tmp_path: Path, write: Callable[[object, Path]
 
 def test_a_description_cannot_name_other_files(run: Path) -> None:
     described = run / "backbone.json"
+    whole = described.read_text()
     for bad in ({"checkpoint_path": "/tmp/x.pth"}, {"pretrained": True}, {"pretrained_cfg": {"file": "/tmp/x"}}):
-        content = json.loads(described.read_text())
+        content = json.loads(whole)
         content["model_args"] |= bad
         described.write_text(json.dumps(content))
         assert next(iter(bad)) in refusal(lambda: load_backbone(run))

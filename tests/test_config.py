@@ -72,10 +72,10 @@ def test_the_origins_statistics_are_big_earth_nets():
 
 
 def test_an_unknown_setting_is_refused_with_the_nearest(capsys, tmp_path):
-    assert "unknown setting optim.lrr; the nearest known one is optim.lr" in refusal(capsys, "--optim.lrr", "1")
+    assert "unknown setting optim.lrr; did you mean optim.lr?" in refusal(capsys, "--optim.lrr", "1")
     recipe = tmp_path / "r.yaml"
     recipe.write_text("optim: {lrr: 1}")
-    assert "unknown setting optim.lrr; the nearest known one is optim.lr" in refusal(capsys, "--config", str(recipe))
+    assert "unknown setting optim.lrr; did you mean optim.lr?" in refusal(capsys, "--config", str(recipe))
 
 
 def test_a_value_of_another_type_is_refused(capsys):
@@ -105,7 +105,7 @@ def test_the_short_form_of_the_paths_is_not_called_a_configuration_file(capsys):
         pretrain_config(["--help"])
     said = capsys.readouterr().out
     assert "--data CONFIG" not in said
-    assert "--views CONFIG" in said
+    assert "--data.paths [PATHS ...], --data [PATHS ...]" in said
 
 
 def test_what_an_older_version_did_not_know_has_not_changed(tmp_path, capsys):

@@ -10,6 +10,7 @@ that touched them, and a map of a file that was cut off kills the process.
 from __future__ import annotations
 
 import os
+import re
 import weakref
 import zlib
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ import numpy.typing as npt
 from ssl_geo.files import written_whole
 from ssl_geo.imagery.scenes import UnreadableError
 
+_NUMBERS = re.compile(r"[<>|]?[iuf][1248]")  # dtypes
 _MAX_OPEN = 256  # files that a process keeps open, far below the usual limit of 1024
 
 
@@ -47,18 +49,18 @@ class ArrayFile:
     bytes: int
     crc32: int
 
-    @classmethod
-    def of(cls, record: dict[str, Any]) -> ArrayFile:
-        """From JSON, which may say anything.
+    def check(self) -> None:
+        """Refuse what a damaged file of JSON may say.
 
         Raises:
-            ValueError: It does not describe an array of numbers; TypeError and KeyError likewise.
+            ValueError: It lies elsewhere, or is no array of numbers.
         """
-        dtype = np.dtype(str(record["dtype"]))
-        if dtype.kind not in "iuf":  # bytes read as Python objects would be addresses
-            raise ValueError(f"dtype {dtype}")
-        shape = tuple(int(length) for length in record["shape"])
-        return cls(Path(str(record["file"])).name, shape, dtype.str, int(record["bytes"]), int(record["crc32"]))
+        if not _NUMBERS.fullmatch(self.dtype):  # bytes read as Python objects would be addresses
+            raise ValueError(f"dtype {self.dtype}")
+        if Path(self.file).name != self.file:
+            raise ValueError(f"{self.file} is no file of the folder")
+        if min((self.bytes, *self.shape)) < 0:
+            raise ValueError(f"{self.file} of shape {self.shape} and {self.bytes} bytes")
 
 
 def file_crc32(path: Path) -> int:

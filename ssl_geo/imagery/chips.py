@@ -25,16 +25,17 @@ from ssl_geo.imagery.archives import FoundScene, walk_scenes
 from ssl_geo.imagery.columns import mapped_columns, stored_once
 from ssl_geo.imagery.coordinates import in_metres
 from ssl_geo.imagery.gdal import side_files
+from ssl_geo.imagery.index_schema import METADATA_KEY, SHARED, check_columns, read_metadata
 from ssl_geo.imagery.products import LEVELS, metadata_file
 from ssl_geo.imagery.rasters import READING
 from ssl_geo.imagery.scan import Chips, scan_pixels
 from ssl_geo.imagery.sensors import KNOWN_BANDS, canonical_band
 from ssl_geo.imagery.statistics import BandStatistics
 from ssl_geo.imagery.survey import LeftOut, SceneRecord, describe_scenes, refuse_mixed, unit_notes
+from ssl_geo.schema import NonFinite, conform
 
 FORMAT_VERSION = 2
-_METADATA_KEY = b"ssl_geo.chips"
-_OF_SCENES = ("scene", "crs", "dtype", "level", "offset", "scale", "nodata", "date")  # columns that chips share
+_LARGEST_CHIP = 8192  # pixels along each axis; a batch of larger ones fits no memory
 _MAX_WORKERS = 8  # threads that read; more wait for each other at Python's lock
 
 
@@ -48,7 +49,7 @@ class IndexSettings:
     level: str | None = None
     scale: float | None = None
     offset: float | None = None
-    nodata: float | None = None
+    nodata: NonFinite | None = None
     min_valid: float = 0.9
     allow_mixed: bool = False
     max_unreadable: float = 0.01
@@ -153,7 +154,7 @@ class ChipIndex:
             "notes": self.notes,
             "fingerprint": self.fingerprint,
         }
-        table = self.table.replace_schema_metadata({_METADATA_KEY: json.dumps(metadata).encode()})
+        table = self.table.replace_schema_metadata({METADATA_KEY: json.dumps(metadata).encode()})
         with written_whole(path) as partial:
             pq.write_table(table, partial, compression="zstd")
 
@@ -169,33 +170,28 @@ class ChipIndex:
             UserError: If the file is missing, no chip index, damaged, or of another format version.
         """
         try:
-            metadata = json.loads((pq.read_schema(path).metadata or {})[_METADATA_KEY])
-            if metadata["format_version"] != FORMAT_VERSION:
-                raise UserError(
-                    f"{path} is a chip index of format {metadata['format_version']}, "
-                    f"this version reads {FORMAT_VERSION}: {mend}"
-                )
-            settings = metadata["settings"]
-            for name in ("bands", "band_names"):
-                settings[name] = None if settings[name] is None else tuple(settings[name])
-            statistics = metadata["statistics"]
-            return cls(
-                table=mapped_columns(path, once=_OF_SCENES),
-                settings=IndexSettings(**settings),
-                statistics=BandStatistics(
-                    statistics["count"], np.array(statistics["mean"]), np.array(statistics["m2"])
-                ),
-                scene_count=metadata["scene_count"],
-                left_out=tuple(
-                    LeftOut(**{**record, "scenes": tuple(record["scenes"])}) for record in metadata["left_out"]
-                ),
-                notes=tuple(metadata["notes"]),
-                fingerprint=metadata["fingerprint"],
-            )
-        except UserError:
-            raise
+            metadata = read_metadata(path)
+            if (found := metadata["format_version"]) != FORMAT_VERSION:
+                raise UserError(f"{path} is a chip index of format {found}, this version reads {FORMAT_VERSION}")
+            settings = _checked_settings(conform(metadata["settings"], IndexSettings, f"{path}: settings"))
+            table = mapped_columns(path, once=SHARED)
+            check_columns(table, path)
+        except UserError as error:
+            raise UserError(f"{error}: {mend}") from error
         except (OSError, pa.ArrowException, LookupError, TypeError, ValueError) as error:
             raise UserError(f"{path} cannot be read as a chip index ({error}): {mend}") from error
+        statistics = metadata["statistics"]
+        return cls(
+            table=table,
+            settings=settings,
+            statistics=BandStatistics(
+                statistics["count"], np.array(statistics["mean"], np.float64), np.array(statistics["m2"], np.float64)
+            ),
+            scene_count=metadata["scene_count"],
+            left_out=metadata["left_out"],
+            notes=metadata["notes"],
+            fingerprint=metadata["fingerprint"],
+        )
 
 
 def build_index(
@@ -324,8 +320,8 @@ def _checked_settings(settings: IndexSettings) -> IndexSettings:
         bands.append(band)
     if not bands or len(set(bands)) < len(bands):
         raise UserError(f"--data.bands {' '.join(settings.bands)}: name one band or more, each once")
-    if settings.chip_size < 1:
-        raise UserError(f"--data.chip_size {settings.chip_size}: it must be 1 or more")
+    if not 1 <= settings.chip_size <= _LARGEST_CHIP:
+        raise UserError(f"--data.chip_size {settings.chip_size}: it must lie between 1 and {_LARGEST_CHIP}")
     if settings.statistics_chips < 1:
         raise UserError(f"--data.statistics_chips {settings.statistics_chips}: it must be 1 or more")
     if settings.seed < 0:

@@ -21,12 +21,14 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from ssl_geo.documents import read_json
 from ssl_geo.errors import UserError
 from ssl_geo.imagery.arrays import ArrayFile, file_crc32, open_array
 from ssl_geo.imagery.chips import ChipIndex, IndexSettings
 from ssl_geo.imagery.datasets import Chip, ChipDataset
 from ssl_geo.imagery.sensors import canonical_band
 from ssl_geo.imagery.survey import in_order
+from ssl_geo.schema import conform
 
 VERSION = 1
 MANIFEST = "packed.json"
@@ -46,11 +48,14 @@ class Shard:
         """One or two."""
         return [self.chips] if self.valid is None else [self.chips, self.valid]
 
-    @classmethod
-    def of(cls, record: dict[str, Any]) -> Shard:
-        """From JSON."""
-        valid = record["valid"]
-        return cls(ArrayFile.of(record["chips"]), None if valid is None else ArrayFile.of(valid))
+    def check(self) -> None:
+        """Refuse what a damaged file of JSON may say.
+
+        Raises:
+            ValueError: One of its files is none of the folder, or holds no numbers.
+        """
+        for file in self.files:
+            file.check()
 
 
 @dataclass(frozen=True)
@@ -88,22 +93,17 @@ class Manifest:
             UserError: If it is damaged or of another version.
         """
         path = folder / MANIFEST
+        content = read_json(path, fix=f"delete {folder} and pack again")
+        if isinstance(content, dict) and (version := content.get("version")) != VERSION:
+            raise UserError(f"{path} is of version {version}, this program reads {VERSION}: pack again")
         try:
-            content = json.loads(path.read_text())
-            if content["version"] != VERSION:
-                raise UserError(f"{path} is of version {content['version']}, this program reads {VERSION}: pack anew")
-            return cls(
-                tuple(content["bands"]),
-                int(content["chip_size"]),
-                int(content["chips"]),
-                str(content["fingerprint"]),
-                int(content["index_crc32"]),
-                tuple(Shard.of(record) for record in content["shards"]),
-            )
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            if isinstance(error, UserError):
-                raise
-            raise UserError(f"{path} cannot be read ({error!r}): delete {folder} and pack anew") from error
+            told = {name: value for name, value in content.items() if name not in ("format", "version")}
+            manifest: Manifest = conform(told, cls, MANIFEST)
+            for shard in manifest.shards:
+                shard.check()
+        except (AttributeError, ValueError) as error:  # AttributeError: a list
+            raise UserError(f"{path} cannot be read ({error}): delete {folder} and pack again") from error
+        return manifest
 
 
 def packed_folder(paths: Sequence[Path | str]) -> Path | None:

@@ -15,13 +15,14 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 from tqdm import tqdm
 
+from ssl_geo.documents import parse_json
 from ssl_geo.errors import UserError
 from ssl_geo.files import written_whole
 from ssl_geo.imagery.arrays import ArrayFile, array_written_whole, file_crc32
@@ -30,6 +31,7 @@ from ssl_geo.imagery.packed import INDEX, JOURNAL, MANIFEST, Manifest, Shard, da
 from ssl_geo.imagery.rasters import open_scene, read_window
 from ssl_geo.imagery.scan import BLOCK_PIXELS
 from ssl_geo.imagery.survey import in_order
+from ssl_geo.schema import conform
 
 _INDEX_BYTES = 100  # a chip takes at most in index.parquet, on the safe side
 
@@ -176,6 +178,21 @@ def _record(number: int, written: _Written) -> dict[str, Any]:
     return {"shard": number, **asdict(written.shard), "partly": written.partly}
 
 
+class _RecordJson(TypedDict):
+    shard: int
+    chips: ArrayFile
+    valid: ArrayFile | None
+    partly: list[int]
+
+
+def _finished_shard(record: Any) -> tuple[int, _Written]:
+    """Number and files of a shard, from a line of the journal."""
+    told: _RecordJson = conform(record, _RecordJson, JOURNAL)
+    shard = Shard(told["chips"], told["valid"])
+    shard.check()
+    return told["shard"], _Written(shard, told["partly"])
+
+
 def _finished(index: ChipIndex, folder: Path, plan: _Plan) -> dict[int, _Written]:
     """The shards that the folder says it has, by number."""
     other = UserError(f"--out {folder} holds chips of other imagery or settings: delete it or name another folder")
@@ -191,16 +208,16 @@ def _finished(index: ChipIndex, folder: Path, plan: _Plan) -> dict[int, _Written
         return {}
     try:
         first, *lines = (folder / JOURNAL).read_text().splitlines()
-        head = json.loads(first)
+        head = parse_json(first)
         records = head.pop("finished")
         if head != json.loads(json.dumps(_head(index, plan))):
             raise other
         for line in lines:
             try:
-                records.append(json.loads(line))
-            except json.JSONDecodeError:
+                records.append(parse_json(line))
+            except ValueError:
                 break  # torn by a kill
-        return {record["shard"]: _Written(Shard.of(record), record["partly"]) for record in records}
+        return dict(map(_finished_shard, records))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         if error is other:
             raise

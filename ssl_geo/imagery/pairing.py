@@ -6,7 +6,6 @@ ignored: nodata, pixels of the image that are not valid, padding.
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from ssl_geo.documents import read_json
 from ssl_geo.errors import UserError
 from ssl_geo.imagery.archives import BAND, GEOTIFF_SUFFIXES, RASTER_SUFFIXES, straight_path
 from ssl_geo.imagery.coordinates import same_crs, warp_labels
@@ -186,10 +186,7 @@ def read_splits(file: Path, option: str) -> dict[str, str]:
     Raises:
         UserError: It is no such file, or names another split.
     """
-    try:
-        given = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{option} {file} is no readable JSON file ({error})") from error
+    given = read_json(file, fix=f"name another {option}")
     if not isinstance(given, dict):
         raise UserError(f'{option} {file} must hold {{"image name": "train", "val" or "test"}}')
     if strange := [(name, split) for name, split in given.items() if split not in ("train", "val", "test")]:

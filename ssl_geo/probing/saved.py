@@ -8,10 +8,10 @@ FOLDER/head.json                             all else, in format 1; written last
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -21,12 +21,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ssl_geo.backbones import export_backbone, load_backbone
+from ssl_geo.documents import read_json
 from ssl_geo.errors import UserError
 from ssl_geo.files import written_whole
 from ssl_geo.probing.enlarging import dense_features
 from ssl_geo.probing.features import Extractor
 from ssl_geo.probing.heads import HEADS, build_head
 from ssl_geo.probing.pixels import PIXELS, BesidePixels, LinearOnLayers
+from ssl_geo.schema import conform
 from ssl_geo.weights import read_tensors
 
 FORMAT = 1
@@ -34,6 +36,34 @@ HEAD, DESCRIPTION = "head.safetensors", "head.json"
 LINEAR_PROBE = "linear probe"  # the head that no step of training made; see `fit_linear_on_layers`
 
 Colour = tuple[int, int, int]
+_LARGEST_CHIP = 8192  # pixels along each axis; a tile of more fits no memory
+
+
+class _ClassJson(TypedDict):
+    id: int
+    name: str
+    colour: Colour
+
+
+class _RequiredJson(TypedDict):
+    format: int
+    name: str
+    kind: str
+    layers: list[str]
+    channels: list[int]
+    reduction: list[int]
+    chip_size: int
+    bands: list[str]
+    mean: list[float]
+    std: list[float]
+    checkpoint: str
+    classes: list[_ClassJson]
+    confusion: object  # as an array: it may hold millions of counts
+    provenance: dict[str, Any]
+
+
+class _HeadJson(_RequiredJson, total=False):
+    enlarge: int
 
 
 @dataclass(frozen=True)
@@ -93,42 +123,50 @@ class HeadDescription:
         """Read what head.json holds.
 
         Raises:
-            KeyError: Something is missing.
-            TypeError: Something is of another type.
-            ValueError: Numbers of layers, bands or classes do not fit each other, or an unknown kind.
+            ValueError: Something is missing, of another type, or does not fit the rest.
         """
-        confusion = np.asarray(content["confusion"])
+        told = conform(content, _HeadJson, DESCRIPTION)
+        confusion = np.asarray(told["confusion"])
+        classes = told["classes"]
         found = cls(
-            name=str(content["name"]),
-            kind=str(content["kind"]),
-            layers=tuple(str(layer) for layer in content["layers"]),
-            channels=tuple(int(count) for count in content["channels"]),
-            reduction=tuple(int(pixels) for pixels in content["reduction"]),
-            chip_size=int(content["chip_size"]),
-            enlarge=int(content.get("enlarge", 1)),  # heads of earlier versions
-            bands=tuple(str(band) for band in content["bands"]),
-            mean=tuple(float(value) for value in content["mean"]),
-            std=tuple(float(value) for value in content["std"]),
-            class_ids=tuple(int(item["id"]) for item in content["classes"]),
-            class_names=tuple(str(item["name"]) for item in content["classes"]),
-            class_colours=tuple(_colour(item["colour"]) for item in content["classes"]),
-            checkpoint=str(content["checkpoint"]),
+            name=told["name"],
+            kind=told["kind"],
+            layers=tuple(told["layers"]),
+            channels=tuple(told["channels"]),
+            reduction=tuple(told["reduction"]),
+            chip_size=told["chip_size"],
+            enlarge=told.get("enlarge", 1),  # heads of earlier versions
+            bands=tuple(told["bands"]),
+            mean=tuple(told["mean"]),
+            std=tuple(told["std"]),
+            class_ids=tuple(item["id"] for item in classes),
+            class_names=tuple(item["name"] for item in classes),
+            class_colours=tuple(item["colour"] for item in classes),
+            checkpoint=told["checkpoint"],
             confusion=confusion,
-            provenance=dict(content["provenance"]),
+            provenance=told["provenance"],
         )
-        classes = len(found.class_ids)
         if found.kind != LINEAR_PROBE and found.kind not in HEADS:
             raise ValueError(f"unknown kind {found.kind}")
         if not len(found.layers) == len(found.channels) == len(found.reduction) or not found.layers:
             raise ValueError("layers, channels and reduction differ in number")
         if not len(found.bands) == len(found.mean) == len(found.std) or not found.bands:
             raise ValueError("bands, mean and std differ in number")
-        if not all(value > 0 for value in found.std) or found.chip_size < 1 or found.enlarge < 1:
-            raise ValueError("std, chip_size and enlarge must be greater than 0")
-        if not 1 <= classes <= 255 or len(set(found.class_ids)) < classes:
-            raise ValueError(f"{classes} classes, 1 to 255 with different ids expected")
-        if confusion.dtype.kind not in "iu" or confusion.ndim != 3 or confusion.shape[1:] != (classes, classes):
-            raise ValueError(f"confusion is {confusion.shape}, (blocks, {classes}, {classes}) expected")
+        if not all(value > 0 for value in found.std):
+            raise ValueError("std must be greater than 0")
+        if not 1 <= found.chip_size <= _LARGEST_CHIP or not 1 <= found.enlarge <= _LARGEST_CHIP // found.chip_size:
+            raise ValueError(f"chip_size times enlarge must be 1 to {_LARGEST_CHIP} pixels")
+        count = len(classes)
+        if not 1 <= count <= 255 or len(set(found.class_ids)) < count:
+            raise ValueError(f"{count} classes, 1 to 255 with different ids expected")
+        if any(not 0 <= part <= 255 for colour in found.class_colours for part in colour):
+            raise ValueError("a colour is not of numbers from 0 to 255")
+        if confusion.dtype.kind not in "iu" or confusion.ndim != 3 or confusion.shape[1:] != (count, count):
+            raise ValueError(f"confusion is {confusion.shape}, (blocks, {count}, {count}) expected")
+        if (confusion < 0).any():
+            raise ValueError("confusion holds a negative count")
+        if min(*found.channels, *found.reduction) < 1:
+            raise ValueError("channels and reduction must be 1 or more")
         return found
 
 
@@ -197,18 +235,14 @@ def read_description(folder: Path) -> HeadDescription:
     path = folder / DESCRIPTION
     if not path.is_file():
         raise UserError(f"--head {folder} holds no {DESCRIPTION}; name the best_head folder that ssl_geo.probe leaves")
-    try:
-        content = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path} is not readable JSON ({error}); run ssl_geo.probe again") from error
+    content = read_json(path, fix="run ssl_geo.probe again")
     told = content.get("format") if isinstance(content, dict) else None
     if told != FORMAT:
         raise UserError(f"{path} has format {told}, read is {FORMAT}: it is not a head of this version's ssl_geo.probe")
     try:
         return HeadDescription.from_json(content)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        reason = f"lacks {error}" if isinstance(error, KeyError) else str(error)
-        raise UserError(f"{path} is not as ssl_geo.probe writes it ({reason}); run it again") from error
+    except ValueError as error:
+        raise UserError(f"{path} is not as ssl_geo.probe writes it ({error}); run it again") from error
 
 
 def load_head(folder: Path) -> SavedHead:
@@ -245,8 +279,3 @@ def _empty_head(description: HeadDescription) -> nn.Module:
         weight = torch.zeros(classes, sum(description.channels))
         return LinearOnLayers(weight, torch.zeros(classes), description.channels)
     return build_head(description.kind, description.channels, classes, reduction=description.reduction)
-
-
-def _colour(values: Sequence[int]) -> Colour:
-    red, green, blue = (int(value) for value in values)
-    return red, green, blue

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -23,9 +23,21 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ssl_geo.documents import read_json
 from ssl_geo.errors import UserError
 from ssl_geo.files import written_whole
 from ssl_geo.probing.features import Extractor
+from ssl_geo.schema import conform
+
+
+class _State(TypedDict, total=False):
+    """What store.json says."""
+
+    done: int
+    chips: int
+    dtype: Literal["float16", "float32"]
+    names: list[str]
+
 
 FLOAT16_MAX = float(np.finfo(np.float16).max)
 
@@ -240,11 +252,14 @@ def _open(
 
 def _read_state(folder: Path) -> dict[str, Any]:
     path = folder / "store.json"
+    if not path.is_file():
+        return {}
+    fix = f"delete {folder}, it is computed again"
     try:
-        state = json.loads(path.read_text()) if path.is_file() else {}
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}): delete {folder}, it is computed anew") from error
-    return dict(state)
+        state: dict[str, Any] = conform(read_json(path, fix=fix), _State, str(path))
+    except UserError as error:
+        raise UserError(f"{error}: {fix}") from error
+    return state
 
 
 def _write_state(folder: Path, state: Mapping[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """A head comes back as it was saved, and what is not one of ours is refused in one line."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -80,10 +81,18 @@ def damaged(folder, change):
     [
         (lambda c: c.update(format=FORMAT + 1), "format 2"),
         (lambda c: c.pop("format"), "format None"),
-        (lambda c: c.pop("bands"), "lacks 'bands'"),
+        (lambda c: c.pop("bands"), "lacks bands"),
         (lambda c: c.update(bands=None), "not as ssl_geo.probe writes it"),
-        (lambda c: c.update(std=[0.1, 0.0, 0.2]), "std, chip_size and enlarge"),
-        (lambda c: c.update(enlarge=0), "std, chip_size and enlarge"),
+        (lambda c: c.update(std=[0.1, 0.0, 0.2]), "std must be greater than 0"),
+        (lambda c: c.update(enlarge=0), "chip_size times enlarge"),
+        (lambda c: c.update(mean=["0.1", 0.1, 0.1]), "mean[0] is '0.1'"),
+        (lambda c: c.update(mean=[math.inf, 0.1, 0.1]), "mean[0] is inf"),
+        (lambda c: c.update(mean=[math.nan, 0.1, 0.1]), "mean[0] is nan"),
+        (lambda c: c.update(chip_size=2**70), "a whole number"),
+        (lambda c: c.update(chip_size=2**40), "chip_size times enlarge"),
+        (lambda c: c["classes"][0].update(id="1"), "id is '1'"),
+        (lambda c: c["classes"][0].update(colour=[1, 2, 999]), "a colour"),
+        (lambda c: c.update(provenance={"class_path": "os.system"}), "names code"),
         (lambda c: c.update(enlarge=2), "not of one probe"),
         (lambda c: c.update(mean=[0.1]), "differ in number"),
         (lambda c: c.update(kind="os.system"), "unknown kind"),

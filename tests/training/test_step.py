@@ -167,8 +167,6 @@ def test_convolutions_get_channels_last():
     assert all(tensor.is_contiguous(memory_format=torch.channels_last) for tensor in seen)
 
 
-# Where settings were read before, jsonargparse warns of what torch pickles for its cache; the test then skipped itself.
-@pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning")
 def test_compiled_networks_answer_the_same_and_keep_their_names():
     net, view = Net().eval(), make_views()[0]
     names, expected = list(net.state_dict()), net(view)
