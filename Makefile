@@ -3,13 +3,18 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test notebooks lint format bench soak docs pictures fuzz study study-gpu ablation
+.PHONY: demo test notebooks lint format bench soak docs pictures fuzz audit lock study study-gpu ablation
 .DEFAULT_GOAL := test
 
-$(READY): pyproject.toml constraints.txt
+# Every dependency is checked against the registry's sha256 and comes as a wheel: nothing of it is built or run here. Then the
+# project itself, with nothing fetched. Elsewhere than on Linux (x86_64, aarch64): pip install -e '.[dev]' -c constraints.txt
+$(READY): pyproject.toml requirements.lock
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(PIP) --require-hashes --no-deps --only-binary :all: --requirement requirements.lock
+	$(PIP) --no-index --no-deps --no-build-isolation --editable .
+	$(BIN)/pip check
 	touch $@
 
 demo: $(READY)
@@ -21,9 +26,11 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest
 
-# One after another: the first leaves a short run that the others look into.
+# One after another: the first leaves a short run that the others look into. Then each on a folder of small sites.
 notebooks: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 0 --nbmake --nbmake-timeout=600 notebooks
+	rm -rf runs/notebooks-sites
+	OMP_NUM_THREADS=1 $(BIN)/python tests/soak/notebooks.py runs/notebooks-sites
 
 # Fifty kills of a run, each resumed; a handful of them are in the tests.
 soak: $(READY)
@@ -33,6 +40,16 @@ soak: $(READY)
 # Ten thousand damaged inputs to each reader; a few hundred are in the tests.
 fuzz: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/soak/mutations.py --count 10000
+
+# Known vulnerabilities and licences of what is installed; ADVISORIES: a checkout of the public pypa/advisory-database.
+audit: $(READY)
+	$(BIN)/python tests/soak/audit.py $(ADVISORIES)
+
+# After a change of pyproject.toml or constraints.txt: the same versions with the registry's hashes. Wants uv (pip install uv).
+lock:
+	uv pip compile pyproject.toml --extra dev --constraint constraints.txt --python-version 3.11.5 \
+	  --python-platform x86_64-manylinux_2_28 --only-binary :all: --generate-hashes --no-header --no-annotate \
+	  --output-file requirements.lock
 
 lint: $(READY)
 	$(BIN)/ruff check .
