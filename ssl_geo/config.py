@@ -367,6 +367,9 @@ class PredictConfig:
     """layer whose features pca and tokens take; default: the deepest that the head reads"""
     components: int | None = None
     """number of channels of pca (default 3) and tokens (default all)"""
+    basis: str | None = None
+    """principal components that an earlier --embed pca left as pca.safetensors, so that colours can be compared;
+    default: fitted on all scenes of the call"""
     overlap: float = 0.25
     """share of a tile that the next one covers too, 0 to 0.5; more is smoother and slower"""
     batch_size: int = 32

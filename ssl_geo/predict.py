@@ -9,39 +9,32 @@ if __name__ == "__main__":  # settings first: --help answers before torch is imp
     SETTINGS = predict_config()
 
 import dataclasses
-import json
-import math
+import os
+import re
 import signal
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from torch import Tensor
-from tqdm import tqdm
 
 import ssl_geo
-from ssl_geo.files import written_whole
-from ssl_geo.imagery.geoparquet import write_chips
-from ssl_geo.imagery.maps import class_map, other_pixels, pixel_areas, value_map
-from ssl_geo.imagery.pairing import IGNORED, Classes, scene_name
-from ssl_geo.imagery.rasters import Scene, find_scenes, open_scene, read_window
+from ssl_geo.imagery.maps import other_pixels
+from ssl_geo.imagery.origin import MADE_FROM, content_digest, made_from, scene_state
+from ssl_geo.imagery.pairing import scene_name
+from ssl_geo.imagery.rasters import Scene, find_scenes, open_scene
 from ssl_geo.imagery.scenes import UnreadableError
-from ssl_geo.probing.areas import class_areas
-from ssl_geo.probing.embedding import EmptySceneError, principal_components, sampled_features
-from ssl_geo.probing.enlarging import dense_features
+from ssl_geo.mapping import Layer, embed_chips, embed_places, fit_basis, map_scene, open_layer
+from ssl_geo.probing.embedding import EmptySceneError, PrincipalComponents, load_basis, save_basis
 from ssl_geo.probing.saved import SavedHead, load_head
-from ssl_geo.probing.tiling import ReadRows, any_within, blended, lay_tiles
+from ssl_geo.probing.store import store_key
+from ssl_geo.probing.tiling import NotFiniteError
 from ssl_geo.training import distributed
-from ssl_geo.views.photometry import standardize_chip
 
-Strip = TypeVar("Strip")
-
-PROBABILITY_STEP = 1e-4  # declared as the scale of the stored integers
-NO_PERCENT, NO_STEP = 255, 65535  # nodata of confidence and of probabilities
+BASIS = "pca.safetensors"
+# What `ssl_geo.files.written_whole` and `ssl_geo.imagery.geotiff.cog_by_rows` write to before a file has its name.
+PARTIAL = re.compile(r"\.(?P<stem>.+)\.(?P<pid>\d{1,7})-\d+\.\w.*")
 
 
 def main(config: PredictConfig) -> int:
@@ -51,40 +44,51 @@ def main(config: PredictConfig) -> int:
     device = distributed.setup(config.device).device
     head.backbone.to(device)
     head.head.to(device)
-    scenes = open_scenes(config, head)
+    scenes, unreadable = open_scenes(config, head)
+    given = len(scenes) + unreadable
     files = targets(config, scenes)
     for scene in scenes:
         for line in notes(head, scene):
             print(line)
-    empty = unreadable = 0
-    for scene, path in zip(scenes, files, strict=True):
+    made = {"software": ssl_geo.__version__, "head": head_state(Path(config.head)), "settings": deciding(config)}
+    layer = open_layer(head, config.layer) if config.embed in ("pca", "tokens") else None
+    basis = None
+    if config.embed == "pca" and layer is not None:
+        basis, made["basis"] = open_basis(config, head, scenes, basis_file(config, files), layer, made, device)
+    todo = unfinished(scenes, files, made)
+    empty = 0
+    for scene, path, key in todo:
         try:
-            if config.embed is None:
-                lines = map_scene(config, head, scene, path, device)
+            if layer is not None:
+                lines = embed_places(config, head, scene, path, key, device, layer, basis)
             elif config.embed == "chips":
-                lines = embed_chips(config, head, scene, path, device)
+                lines = embed_chips(config, head, scene, path, key, device)
             else:
-                lines = embed_places(config, head, scene, path, device)
+                lines = map_scene(config, head, scene, path, key, device)
+        except NotFiniteError as error:
+            raise UserError(f"{scene.path}: {error}") from error
         except EmptySceneError as error:
-            if len(scenes) == 1:
+            if given == 1:
                 raise EmptySceneError(f"{scene.path}: {error}") from error
             empty += 1
             print(f"left out {scene.path}: {error}")
             continue
         except UnreadableError as error:
-            if len(scenes) == 1:
+            if given == 1:
                 raise
             unreadable += 1
             print(f"left out {error}")
             continue
         for line in [f"{scene.path} -> {path}", *lines]:
             print(line)
+    if done := len(scenes) - len(todo):
+        print(f"skipped {done} of {given} scenes: what this command makes of them is there already")
     if empty:
-        print(f"left out {empty} of {len(scenes)} scenes: nothing to embed")
+        print(f"left out {empty} of {given} scenes: nothing to embed")
     if unreadable:
         raise UserError(
-            f"left out {unreadable} of {len(scenes)} scenes that cannot be read, the others are done: mend them and "
-            "give them alone to --scene"
+            f"left out {unreadable} of {given} scenes that cannot be read, the others are done: mend them and run the "
+            "same command again"
         )
     return 0
 
@@ -102,10 +106,12 @@ def check(config: PredictConfig) -> None:
     for name in ("layer", "components"):
         if getattr(config, name) is not None and config.embed not in ("pca", "tokens"):
             raise UserError(f"--{name} is for --embed pca and --embed tokens alone")
+    if config.basis is not None and config.embed != "pca":
+        raise UserError("--basis is for --embed pca alone")
 
 
-def open_scenes(config: PredictConfig, head: SavedHead) -> list[Scene]:
-    """Find the scenes and read their headers; each must have the head's bands."""
+def open_scenes(config: PredictConfig, head: SavedHead) -> tuple[list[Scene], int]:
+    """Find the scenes and read their headers; each must have the head's bands. How many of several are unreadable."""
     paths: list[str] = []
     for path in config.scene:
         pattern = Path(path)
@@ -116,7 +122,15 @@ def open_scenes(config: PredictConfig, head: SavedHead) -> list[Scene]:
         if not found:
             raise UserError(f"--scene {path} matches nothing; name files, folders or another pattern")
         paths += found
-    scenes = [open_scene(path, **dataclasses.asdict(config.data)) for path in find_scenes(paths)]
+    scenes, unreadable, files = [], 0, find_scenes(paths)
+    for file in files:
+        try:
+            scenes.append(open_scene(file, **dataclasses.asdict(config.data)))
+        except UnreadableError as error:
+            unreadable += 1
+            if unreadable == len(files):
+                raise
+            print(f"left out {error}")
     for scene in scenes:
         if missing := [band for band in head.description.bands if band not in scene.bands]:
             raise UserError(
@@ -124,11 +138,11 @@ def open_scenes(config: PredictConfig, head: SavedHead) -> list[Scene]:
                 f"{' '.join(head.description.bands)}: give scenes that have them (--data.band_names names the bands of "
                 "files that name none)"
             )
-    return scenes
+    return scenes, unreadable
 
 
-def targets(config: PredictConfig, scenes: list[Scene]) -> list[Path]:
-    """The main file of each scene; nothing there is written over."""
+def targets(config: PredictConfig, scenes: list[Scene]) -> list[list[Path]]:
+    """The files of each scene, the main one first; nothing there that predict has not written is written over."""
     out, suffixes = Path(config.out), [".parquet"] if config.embed == "chips" else [".tif", ".tiff"]
     suffix = suffixes[0]
     if out.suffix.lower() in suffixes:
@@ -144,16 +158,130 @@ def targets(config: PredictConfig, scenes: list[Scene]) -> list[Path]:
         raise UserError(f"two scenes would be written to {twice}; predict them into folders of their own")
     extra = [".json"] * (config.embed is None) + [".confidence.tif"] * config.confidence
     extra += [".probabilities.tif"] * config.probabilities
-    for file in files:
-        for path in (file, *(file.with_name(file.stem + more) for more in extra)):
-            if path.exists():
-                raise UserError(f"--out: {path} exists; name another place or remove it")
+    everything = [[file, *(file.with_name(file.stem + more) for more in extra)] for file in files]
+    for path in (path for own in everything for path in own):
+        if path.exists() and made_from(path) is None:
+            raise UserError(f"--out: {path} exists; name another place or remove it")
     folder = files[0].parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out {folder} cannot be made ({error.strerror}); name a folder that can") from error
-    return files
+    clear({path.stem for own in [*everything, [basis_file(config, everything)]] for path in own}, folder)
+    return everything
+
+
+def deciding(config: PredictConfig) -> dict[str, Any]:
+    """The settings that decide what is written, beside head, scene and basis."""
+    names = ("embed", "layer", "components", "overlap", "confidence", "probabilities")
+    return {name: getattr(config, name) for name in names}
+
+
+def head_state(folder: Path) -> list[str]:
+    """What decides what a head says."""
+    names = ("head.json", "head.safetensors", "backbone.json", "backbone.safetensors")
+    return [content_digest(folder / name) for name in names]
+
+
+def basis_file(config: PredictConfig, files: Sequence[list[Path]]) -> Path:
+    """Where the basis of this call goes: beside what is made with it."""
+    main_file = files[0][0]
+    return main_file.with_suffix(".pca.safetensors") if Path(config.out) == main_file else main_file.with_name(BASIS)
+
+
+def open_basis(
+    config: PredictConfig,
+    head: SavedHead,
+    scenes: Sequence[Scene],
+    path: Path,
+    layer: Layer,
+    made: dict[str, Any],
+    device: torch.device,
+) -> tuple[PrincipalComponents, str]:
+    """The basis of the call: read where one is given or this command has left it, else fitted and written; its digest.
+
+    Raises:
+        UserError: It is of another backbone or layer, or one of other scenes lies where this one goes.
+    """
+    described = head.description
+    key = store_key({**made, "scenes": [scene_state(scene) for scene in scenes]})
+    seen = {name: getattr(described, name) for name in ("bands", "mean", "std", "enlarge")}
+    backbone = store_key({"weights": content_digest(Path(config.head) / "backbone.safetensors"), **seen})
+    if config.basis is None and not path.exists():
+        components = fit_basis(config, head, scenes, layer, device)
+        about = {"layer": layer.name, "backbone": backbone, "checkpoint": described.checkpoint, MADE_FROM: key}
+        save_basis(path, components, about)
+    source = path if config.basis is None else Path(config.basis)
+    components, about = load_basis(source)
+    if config.basis is None and about.get(MADE_FROM) != key:
+        raise UserError(
+            f"--out: {path} exists, fitted on other scenes or with other settings: --basis {path} takes it for these "
+            "scenes too, or name another place"
+        )
+    if about["layer"] != layer.name:
+        raise UserError(
+            f"--basis {source} is of layer {about['layer']}, not {layer.name}: give --layer {about['layer']}"
+        )
+    if about["backbone"] != backbone:
+        raise UserError(
+            f"--basis {source} is of another backbone ({about['checkpoint']}) than --head {config.head}: features of "
+            "two backbones cannot be compared; leave it out"
+        )
+    kept, channels = components.axes.shape
+    if channels != layer.channels or config.components not in (None, kept):
+        raise UserError(
+            f"--basis {source} has {kept} components of {channels} channels; the layer has {layer.channels} channels"
+            + (f", and --components asks for {config.components}" if config.components else "")
+        )
+    lines = " ".join(f"{share:.1%}" for share in components.explained.tolist())
+    print(f"basis {source}, components explained: {lines}")
+    return components, content_digest(source)
+
+
+def unfinished(
+    scenes: Sequence[Scene], files: Sequence[list[Path]], made: dict[str, Any]
+) -> list[tuple[Scene, Path, str]]:
+    """Scenes whose files are not all there, with the main file and a digest of what they are made from.
+
+    A file that is there must be of the same head, settings and scene.
+
+    Raises:
+        UserError: Another file is there.
+    """
+    todo = []
+    for scene, own in zip(scenes, files, strict=True):
+        key = store_key({**made, **scene_state(scene)})
+        there = [file for file in own if file.exists()]
+        for file in there:
+            if made_from(file) != key:
+                raise UserError(
+                    f"--out: {file} exists, made with another head, other settings or from another state of "
+                    f"{scene.path}: name another place or remove it"
+                )
+        if len(there) < len(own):
+            todo.append((scene, own[0], key))
+    return todo
+
+
+def clear(stems: set[str], folder: Path) -> None:
+    """Remove what a process that is dead left half written of the files of this call."""
+    for path in folder.glob(".*"):
+        found = PARTIAL.fullmatch(path.name)
+        if found and found["stem"] in stems and not alive(int(found["pid"])):
+            path.unlink(missing_ok=True)
+
+
+def alive(pid: int) -> bool:
+    """Whether another process of that number runs; this one has written nothing yet."""
+    if pid == os.getpid():
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def notes(head: SavedHead, scene: Scene) -> Iterator[str]:
@@ -170,223 +298,6 @@ def notes(head: SavedHead, scene: Scene) -> Iterator[str]:
     backbone: Any = head.backbone
     if line := other_pixels(scene, backbone.description.get("gsd")):
         yield line
-
-
-def tags_of(head: SavedHead, scene: Scene) -> dict[str, str]:
-    """Where a file comes from, for its metadata."""
-    described = head.description
-    return {
-        "software": f"ssl_geo {ssl_geo.__version__}",
-        "checkpoint": described.checkpoint,
-        "head": described.name,
-        "scene": scene.path,
-        "bands": " ".join(described.bands),
-    }
-
-
-def rows_reader(head: SavedHead, scene: Scene, side: int, width: int) -> ReadRows:
-    """Read `side` standardized rows at a time, padded below and to the right to `width` with what is not valid."""
-    described = head.description
-    mean, std = np.asarray(described.mean, np.float32), np.asarray(described.std, np.float32)
-
-    def read(top: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
-        height = min(side, scene.height - top)
-        dn, valid = read_window(scene, described.bands, top, 0, height, scene.width)
-        reflectance = dn.astype(np.float32)
-        reflectance += np.float32(scene.offset)
-        reflectance *= np.float32(scene.scale)
-        standardized = standardize_chip(reflectance, valid, mean, std)
-        below, beside = side - height, width - scene.width
-        if below or beside:
-            standardized = np.pad(standardized, ((0, 0), (0, below), (0, beside)))
-            valid = np.pad(valid, ((0, below), (0, beside)))
-        return standardized, valid
-
-    return read
-
-
-def progress(strips: Iterable[Strip], total: int, scene: Scene) -> Iterator[Strip]:
-    """Pass rows of tiles on under a progress bar."""
-    return iter(tqdm(strips, total=total, desc=scene_name(Path(scene.path)), unit="row", delay=2, dynamic_ncols=True))
-
-
-def map_scene(config: PredictConfig, head: SavedHead, scene: Scene, path: Path, device: torch.device) -> list[str]:
-    """Write class map, areas and what else was asked for; lines that tell the areas."""
-    described = head.description
-    classes = Classes(described.class_ids, described.class_names, described.class_colours)
-    count, size = len(classes.ids), described.chip_size
-    rows, columns = (lay_tiles(length, size, config.overlap) for length in (scene.height, scene.width))
-    tags = tags_of(head, scene)
-    pixels = np.zeros((scene.height, count), np.int64)
-    read = rows_reader(head, scene, size, columns.length)
-    with ExitStack() as files:
-        write_classes = files.enter_context(class_map(path, scene, classes, tags))
-        write_confidence = write_probabilities = None
-        if config.confidence:
-            file = path.with_name(f"{path.stem}.confidence.tif")
-            told = ["probability of the class, percent"]
-            opened = value_map(file, scene, np.uint8, nodata=NO_PERCENT, descriptions=told, tags=tags)
-            write_confidence = files.enter_context(opened)
-        if config.probabilities:
-            file = path.with_name(f"{path.stem}.probabilities.tif")
-            opened = value_map(
-                file, scene, np.uint16, nodata=NO_STEP, descriptions=classes.names, tags=tags, scale=PROBABILITY_STEP
-            )
-            write_probabilities = files.enter_context(opened)
-        strips = blended(read, head.probabilities, rows, columns, count, batch_size=config.batch_size, device=device)
-        for top, values, valid in progress(strips, len(rows.starts), scene):
-            height = min(len(valid), scene.height - top)
-            inside = valid[:height, : scene.width]
-            confidence, best = values[:, :height, : scene.width].max(dim=0)
-            found = np.where(inside, best.to(torch.uint8).cpu().numpy(), np.uint8(IGNORED))
-            write_classes(top, found)
-            for number in range(count):
-                pixels[top : top + height, number] = (found == number).sum(axis=1)
-            if write_confidence is not None:
-                percent = (confidence * 100).round().clamp(0, 100).to(torch.uint8).cpu().numpy()
-                write_confidence(top, np.where(inside, percent, np.uint8(NO_PERCENT))[None])
-            if write_probabilities is not None:
-                steps = (values[:, :height, : scene.width] / PROBABILITY_STEP).round().cpu().numpy().astype(np.uint16)
-                write_probabilities(top, np.where(inside, steps, np.uint16(NO_STEP)))
-    return write_areas(path.with_name(f"{path.stem}.json"), head, scene, pixels, tags)
-
-
-def write_areas(
-    path: Path, head: SavedHead, scene: Scene, pixels: npt.NDArray[np.int64], tags: dict[str, str]
-) -> list[str]:
-    """Write the area of each class beside the map; lines that tell it.
-
-    Args:
-        path: The file to write.
-        head: That made the map.
-        scene: Under it.
-        pixels: (H, C) mapped in each row.
-        tags: Where the map comes from.
-    """
-    described = head.description
-    ground = pixel_areas(scene)
-    unit, per_row = ("pixels", np.ones(scene.height)) if ground is None else ("ha", ground / 1e4)
-    mapped = per_row @ pixels
-    areas = class_areas(described.confusion, mapped)
-    tested = described.confusion.sum(axis=(0, 1))
-    rows, lines = [], []
-    for number, area in enumerate(areas):
-        name = described.class_names[number]
-        known = area.reliable and not math.isnan(area.low)
-        rows.append(
-            {
-                "id": described.class_ids[number],
-                "name": name,
-                "pixels": int(pixels[:, number].sum()),
-                "mapped": float(mapped[number]),
-                "adjusted": area.value,
-                "low": area.low if known else None,
-                "high": area.high if known else None,
-                "tested_pixels": int(tested[number]),
-            }
-        )
-        interval = f"[{area.low:,.1f}, {area.high:,.1f}]" if known else "(no interval: too few test blocks)"
-        lines.append(f"  {name}: {mapped[number]:,.1f} {unit} mapped, adjusted for errors {area.value:,.1f} {interval}")
-    content = {
-        "format": 1,
-        "unit": unit,
-        "classes": rows,
-        "nodata_pixels": scene.height * scene.width - int(pixels.sum()),
-        "test_blocks": int((described.confusion.sum(axis=(1, 2)) > 0).sum()),
-        "method": "error-adjusted area (Olofsson et al. 2014, eq. 9), 95 % interval by bootstrap over test blocks; "
-        "holds as far as the map errs here as on the probe's test split",
-        "provenance": tags,
-    }
-    with written_whole(path) as partial:
-        partial.write_text(json.dumps(content, indent=2) + "\n")
-    return lines
-
-
-def embed_places(config: PredictConfig, head: SavedHead, scene: Scene, path: Path, device: torch.device) -> list[str]:
-    """Write features of one layer, or their principal components, on the layer's grid."""
-    described = head.description
-    layer = config.layer or described.layers[0]
-    extractor = dense_features(head.backbone, [layer], side=described.chip_size, enlarge=described.enlarge)
-    channels, reduction = extractor.channels[0], extractor.reduction[0]
-    cells = max(described.chip_size // reduction, 1)  # of a tile, along each axis
-    side = cells * reduction
-    height, width = -(-scene.height // reduction), -(-scene.width // reduction)
-    rows, columns = (lay_tiles(length, cells, config.overlap) for length in (height, width))
-    read = rows_reader(head, scene, side, columns.length * reduction)
-
-    def features(tiles: Tensor) -> Tensor:
-        found = extractor.as_list(tiles)[0]
-        if found.shape[-2:] != (cells, cells):
-            raise UserError(
-                f"--layer {layer} gives {found.shape[-2]}×{found.shape[-1]} places for tiles of {side} pixels, no grid "
-                f"of 1/{reduction}: name another (ssl_geo.probe --layers list prints them)"
-            )
-        return found
-
-    model, kept, names, lines = features, channels, "feature", []
-    if config.embed == "pca":
-        with torch.inference_mode():
-            components = principal_components(
-                sampled_features(read, features, rows, columns, reduction, config.batch_size, device),
-                config.components or 3,
-            )
-        kept, names = len(components.axes), "principal component"
-        lines = ["  explained: " + " ".join(f"{share:.1%}" for share in components.explained)]
-
-        def model(tiles: Tensor) -> Tensor:
-            return components.project(features(tiles))
-
-    elif config.components is not None:
-        kept = min(config.components, channels)
-
-        def model(tiles: Tensor) -> Tensor:
-            return features(tiles)[:, :kept]
-
-    told = [f"{names} {number + 1}" for number in range(kept)]
-    tags = {**tags_of(head, scene), "layer": layer}
-    with value_map(
-        path, scene, np.float32, nodata=math.nan, descriptions=told, tags=tags, reduction=reduction
-    ) as write:
-        strips = blended(
-            read, model, rows, columns, kept, reduction=reduction, batch_size=config.batch_size, device=device
-        )
-        for top, values, valid in progress(strips, len(rows.starts), scene):
-            count = min(values.shape[1], height - top)
-            inside = any_within(valid, reduction)[:count, :width]
-            write(top, np.where(inside, values[:, :count, :width].cpu().numpy(), np.float32(np.nan)))
-    return lines
-
-
-def embed_chips(config: PredictConfig, head: SavedHead, scene: Scene, path: Path, device: torch.device) -> list[str]:
-    """Write one embedding a chip: a regular grid without overlap, its last row and column moved inwards."""
-    size = head.description.chip_size
-    rows, columns = (lay_tiles(length, size, 0.0) for length in (scene.height, scene.width))
-    read = rows_reader(head, scene, size, columns.length)
-    places: list[tuple[int, int, float]] = []
-    embeddings: list[npt.NDArray[np.float32]] = []
-    for top in progress(rows.starts, len(rows.starts), scene):
-        image, valid = read(top)
-        chips = [left for left in columns.starts if valid[:, left : left + size].any()]
-        places += [(top, left, float(valid[:, left : left + size].mean())) for left in chips]
-        for first in range(0, len(chips), config.batch_size):
-            tiles = np.stack([image[:, :, left : left + size] for left in chips[first : first + config.batch_size]])
-            with torch.inference_mode():
-                embeddings.append(head.backbone(torch.from_numpy(tiles).to(device)).cpu().numpy())
-    if not places:
-        raise EmptySceneError("no pixel is valid (--data.nodata)")
-    row, col, fraction = np.array(places).T
-    write_chips(
-        path,
-        scene,
-        row.astype(np.int64),
-        col.astype(np.int64),
-        size,
-        fraction,
-        np.concatenate(embeddings),
-        tags_of(head, scene),
-    )
-    left_out = len(rows.starts) * len(columns.starts) - len(places)
-    return [f"  {len(places)} chips of {size}×{size} pixels; left out {left_out} without a valid pixel"]
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "ssl_geo"
 ENTRIES = {"pretrain", "probe", "pack", "predict", "doctor"}
 # The settings and where rooms meet: for the entries, and for each other.
-OF_ENTRIES = {"config", "presets", "resuming", "batches", "state", "material", "task"}
+OF_ENTRIES = {"config", "presets", "resuming", "batches", "state", "material", "task", "mapping"}
 DOORS = {
     "rasterio": {"imagery/rasters.py", "imagery/geotiff.py", "imagery/coordinates.py", "imagery/gdal.py"},
     "albumentations": {"views/"},

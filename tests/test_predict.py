@@ -20,6 +20,7 @@ from ssl_geo.config import predict_config
 from ssl_geo.errors import UserError
 from ssl_geo.imagery.geotiff import write_geotiff
 from ssl_geo.imagery.rasters import open_scene, read_window
+from ssl_geo.mapping import RowsReader
 from ssl_geo.predict import main
 from ssl_geo.probing.features import FeatureExtractor
 from ssl_geo.probing.heads import build_head
@@ -255,7 +256,8 @@ def test_an_empty_scene_of_a_batch_is_left_out_and_said(head, scene, tmp_path, c
         shutil.copy(scene, folder / f"{name}.tif")
     write_geotiff(folder / "b.tif", np.zeros((4, 64, 64), np.uint16), nodata=0, descriptions=list(BANDS), **GRID)
     assert main(settings(head, folder, tmp_path / "out", "--embed", embed)) == 0
-    assert [path.name for path in sorted((tmp_path / "out").iterdir())] == [f"a{suffix}", f"c{suffix}"]
+    basis = ["pca.safetensors"] * (embed == "pca")
+    assert [path.name for path in sorted((tmp_path / "out").iterdir())] == [f"a{suffix}", f"c{suffix}", *basis]
     said = capsys.readouterr().out
     assert "left out 1 of 3 scenes" in said
     assert f"left out {folder / 'b.tif'}: " in said
@@ -374,7 +376,7 @@ def test_settings_against_what_a_scene_states_are_said(head, scene):
 
 
 def test_rows_are_padded_as_not_valid(head, scene):
-    read = predict.rows_reader(load_head(head), open_scene(scene), 32, 340)
+    read = RowsReader(load_head(head), open_scene(scene), 32, 340)
     image, valid = read(290)
     assert image.shape == (4, 32, 340)
     assert valid[:10, :330].all()

@@ -41,9 +41,10 @@ class Chip:
 
     def reflectance(self) -> npt.NDArray[np.float32]:
         """(dn + offset) · scale as float32 (C, h, w); meaningless where not valid."""
-        reflectance = self.dn.astype(np.float32)
-        reflectance += np.float32(self.offset)
-        reflectance *= np.float32(self.scale)
+        with np.errstate(over="ignore", invalid="ignore"):  # where not valid
+            reflectance = self.dn.astype(np.float32)
+            reflectance += np.float32(self.offset)
+            reflectance *= np.float32(self.scale)
         return reflectance
 
 

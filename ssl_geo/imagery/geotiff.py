@@ -164,6 +164,19 @@ def cog_by_rows(
         rows.unlink(missing_ok=True)
 
 
+def read_tags(path: Path) -> dict[str, str]:
+    """Metadata of a GeoTIFF; none where the file is no readable one."""
+    try:
+        with (
+            ungeoreferenced_allowed(),
+            rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR"),
+            rasterio.open(path, driver="GTiff") as dataset,
+        ):
+            return dict(dataset.tags())
+    except FAILURES:
+        return {}
+
+
 def _describe(
     dataset: rasterio.io.DatasetWriter,
     descriptions: Sequence[str] | None,

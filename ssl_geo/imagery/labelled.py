@@ -20,7 +20,8 @@ from ssl_geo.errors import UserError, nearest
 from ssl_geo.imagery.coordinates import to_lonlat
 from ssl_geo.imagery.gdal import side_files
 from ssl_geo.imagery.pairing import IGNORED, Classes, Colour, LabelledScene, pair_labels, scene_labels, scene_name
-from ssl_geo.imagery.rasters import READING, read_window
+from ssl_geo.imagery.rasters import READING, read_counted, read_window
+from ssl_geo.imagery.scenes import UNMEASURED
 from ssl_geo.imagery.statistics import BandStatistics
 from ssl_geo.imagery.survey import unit_notes
 
@@ -75,6 +76,7 @@ class LabelledChips:
             an image has no CRS.
         size_m: (N, 2) width and height of that part in metres, along the image's axes on a sphere; None likewise.
         left_out: Number of chips left out.
+        unmeasured: Pixels beside labels that are not valid for what they hold, though undeclared (`read_counted`).
         fingerprint: Changes with the files (path, size, time of change), how they are read, classes, bands, chip size.
     """
 
@@ -119,7 +121,8 @@ class LabelledChips:
                 of_scene = [(number, r, c) for r in range(0, height, chip_size) for c in range(0, width, chip_size)]
                 counted += pool.map(self._count, *zip(*of_scene, strict=True))
                 windows += of_scene
-        counts = np.stack(counted)
+        pixels = np.stack(counted)
+        counts, self.unmeasured = pixels[:, :-1], int(pixels[:, -1].sum())
         kept = counts.any(axis=1)
         if not kept.any():
             raise UserError(
@@ -191,6 +194,10 @@ class LabelledChips:
             f"{len(self)} chips of {size}×{size} pixels{around} from {len(scenes)} images, {len(order)} classes: "
             f"{shares}{more}"
         ]
+        if self.unmeasured:
+            said.append(
+                f"left out {self.unmeasured} pixels: they hold {UNMEASURED} and no file declares that as nodata"
+            )
         if self.left_out:
             said.append(f"left out {self.left_out} chips without a pixel that is valid and labelled")
         height, width = np.array([(scene.height, scene.width) for scene in scenes])[self.scene].T
@@ -257,12 +264,16 @@ class LabelledChips:
         return scene_labels(labelled, changed)[row : row + self.chip_size, col : col + self.chip_size]
 
     def _count(self, number: int, row: int, col: int) -> npt.NDArray[np.int64]:
-        """Valid pixels of each class (C,) in a chip; the image is read only where there are labels."""
+        """Valid pixels of each class in a chip, then those to be counted by `read_counted`: (C + 1,).
+
+        The image is read only where there are labels.
+        """
         labels = self._labels(number, row, col)
         if (labels == IGNORED).all():
-            return np.zeros(len(self.ids), np.int64)
-        _, valid = read_window(self.scenes[number].scene, self.bands, row, col, *labels.shape)
-        return np.bincount(labels[valid], minlength=IGNORED + 1)[: len(self.ids)].astype(np.int64)
+            return np.zeros(len(self.ids) + 1, np.int64)
+        _, valid, dropped = read_counted(self.scenes[number].scene, self.bands, row, col, *labels.shape)
+        pixels = np.bincount(labels[valid], minlength=IGNORED + 1)[: len(self.ids)]
+        return np.append(pixels, 0 if dropped is None else dropped.sum()).astype(np.int64)
 
     def _on_earth(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         """`lonlat` and `size_m`."""

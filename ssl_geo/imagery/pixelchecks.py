@@ -10,8 +10,8 @@ import numpy.typing as npt
 
 from ssl_geo.imagery.checks import declare_nodata
 from ssl_geo.imagery.findings import Finding, counted
-from ssl_geo.imagery.profiles import HIGH_DN, Profile
-from ssl_geo.imagery.scenes import Scene
+from ssl_geo.imagery.profiles import HIGH_DN, Fill, Profile
+from ssl_geo.imagery.scenes import MEASURABLE, Scene
 from ssl_geo.imagery.sensors import SENTINEL1_GRD
 
 _SATURATED = 1e-3  # share of a band's pixels; single ones are glint, fires and roofs
@@ -38,8 +38,7 @@ def check_fill(profile: Profile) -> list[Finding]:
     found, scene = [], profile.scene
     for value, fill in profile.fill.items():
         share = fill.count / profile.read
-        is_area = fill.solid > 0 or fill.edge >= min(scene.height, scene.width) / 2
-        if fill.count < _SPECK or not is_area:
+        if not _is_area(profile, fill):
             continue
         if len(scene.bands) == 1 and value in (0.0, 255.0) and (share < 0.01 or not fill.edge):
             continue
@@ -56,6 +55,35 @@ def check_fill(profile: Profile) -> list[Finding]:
             )
         )
     return found
+
+
+def _is_area(profile: Profile, fill: Fill) -> bool:
+    scene = profile.scene
+    return fill.count >= _SPECK and (fill.solid > 0 or fill.edge >= min(scene.height, scene.width) / 2)
+
+
+def check_measured(profile: Profile) -> list[Finding]:
+    """A pixel that holds infinity or a reflectance beyond ±1e6, and is no part of the areas of `check_fill`.
+
+    This program takes it for nodata, others compute with it; one is enough to spoil a mean.
+    """
+    areas = sum(
+        fill.count for value, fill in profile.fill.items() if abs(value) > MEASURABLE and _is_area(profile, fill)
+    )
+    if profile.unmeasured <= areas:
+        return []
+    scene, value = profile.scene, profile.unmeasured_value
+    return [
+        Finding(
+            "no measurement",
+            "warning",
+            (scene.path,),
+            f"{counted(profile.unmeasured, 'pixel')} with infinity or reflectance beyond ±{MEASURABLE:g}, {value:g} for "
+            "example: read as nodata",
+            "reflectance, or what is declared as nodata",
+            declare_nodata(scene, value) if math.isfinite(value) else "write the declared nodata value there",
+        )
+    ]
 
 
 def check_saturation(profile: Profile) -> list[Finding]:
@@ -198,6 +226,7 @@ def check_negative(profile: Profile) -> list[Finding]:
 
 SCENE_CHECKS: tuple[Callable[[Profile], list[Finding]], ...] = (
     check_fill,
+    check_measured,
     check_saturation,
     check_clipping,
     check_constant,

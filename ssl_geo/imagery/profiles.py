@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ssl_geo.imagery.rasters import read_window
+from ssl_geo.imagery.rasters import read_counted
 from ssl_geo.imagery.scan import BLOCK_PIXELS
 from ssl_geo.imagery.scenes import Scene
 
@@ -61,6 +61,8 @@ class Profile:
         fill: By value, see `Fill`; nan stands for NaN.
         spectra: (C, N) DN of some valid pixels, evenly spread.
         digest: Of all pixels, shape and type; None after a quick look.
+        unmeasured: Pixels, NaN apart, that hold what nothing measures and nothing declares (`read_counted`).
+        unmeasured_value: One of these, infinite or far beyond any reflectance.
         thumbnail: (32, 32) mean over bands and area of the DN, NaN where nothing is valid; None after a quick look.
     """
 
@@ -75,6 +77,8 @@ class Profile:
     spectra: npt.NDArray[Any]
     digest: str | None = None
     thumbnail: npt.NDArray[np.float64] | None = None
+    unmeasured: int = 0
+    unmeasured_value: float = math.nan
 
 
 @dataclass
@@ -108,7 +112,7 @@ def profile_window(scene: Scene, window: Window, *, quick: bool = False) -> Part
         UnreadableError: If a file cannot be read; the message names file and window.
     """
     row, col, height, width = window
-    dn, valid = read_window(scene, scene.bands, row, col, height, width)
+    dn, valid, dropped = read_counted(scene, scene.bands, row, col, height, width)
     bands = len(scene.bands)
     count = int(valid.sum())
     values = dn.reshape(bands, -1) if count == valid.size else dn[:, valid]
@@ -134,12 +138,15 @@ def profile_window(scene: Scene, window: Window, *, quick: bool = False) -> Part
         _fills(scene, dn, window),
         values[:, ::step].copy(),
     )
+    if dropped is not None and (held := dn[:, dropped & ~np.isnan(dn).any(axis=0)]).size:
+        profile.unmeasured, profile.unmeasured_value = held.shape[1], float(held.flat[np.abs(held).argmax()])
     if quick:
         return Part(window, profile, b"")
     part = Part(window, profile, hashlib.blake2b(np.ascontiguousarray(dn).data, digest_size=16).digest())
     if min(scene.height, scene.width) >= THUMBNAIL:
         # one value a pixel, summed over the cells of the thumbnail that the window touches
-        bright = np.where(valid, dn.sum(axis=0, dtype=np.float64) / bands, 0.0)
+        with np.errstate(over="ignore", invalid="ignore"):  # where not valid
+            bright = np.where(valid, dn.sum(axis=0, dtype=np.float64) / bands, 0.0)
         part.sums, part.counts = (_cells(image, scene, window) for image in (bright, valid.astype(np.float64)))
     return part
 
@@ -169,6 +176,8 @@ def join(parts: list[Part]) -> Profile:
         high=np.sum([profile.high for profile in profiles], axis=0),
         fill=fill,
         spectra=spectra[:, :: max(1, spectra.shape[1] // SPECTRA)],
+        unmeasured=sum(profile.unmeasured for profile in profiles),
+        unmeasured_value=next((p.unmeasured_value for p in profiles if p.unmeasured), math.nan),
     )
     if all(part.digest for part in parts):
         head = f"{len(scene.bands)} {scene.height} {scene.width} {scene.dtype}".encode()

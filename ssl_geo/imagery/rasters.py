@@ -42,6 +42,7 @@ from ssl_geo.imagery.scenes import (
     Transform,
     UnreadableError,
     finest,
+    measured,
     name_stack,
     one_value,
     overruled,
@@ -55,6 +56,7 @@ __all__ = [
     "UnreadableError",
     "find_scenes",
     "open_scene",
+    "read_counted",
     "read_header",
     "read_labels",
     "read_legend",
@@ -150,7 +152,7 @@ def open_scene(
     )
 
 
-READING = 3
+READING = 4
 """Raised whenever the same files give other pixels or labels: what was computed from them is then computed anew."""
 
 
@@ -171,7 +173,8 @@ def read_window(
     """Read a window of the scene's grid: of each file only the stored pixels that cover it, all bands at once.
 
     A pixel is valid unless
-    - a requested band holds the scene's nodata value there, unless that is an integer 0, NaN or an infinity;
+    - a requested band holds the scene's nodata value there, unless that is an integer 0;
+    - a requested band holds there what nothing measures (`measured`): NaN, an infinity, reflectance beyond ±1e6;
     - the file's mask or alpha band excludes it;
     - it is 0 in all requested bands, where `Scene.zero_fill` holds or an integer 0 is nodata. (Not in any: Sentinel-2
       fill is 0 in all bands, while a single 0 is a dark surface, whatever a file declares: half the pixels of
@@ -192,6 +195,16 @@ def read_window(
         UserError: If the scene has not all the bands.
         UnreadableError: If a file cannot be read; the message names file and window.
         ValueError: If the window does not lie within the scene.
+    """
+    return read_counted(scene, bands, row, col, height, width)[:2]
+
+
+def read_counted(
+    scene: Scene, bands: Sequence[str], row: int, col: int, height: int, width: int
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_], npt.NDArray[np.bool_] | None]:
+    """As `read_window`, with the pixels to be counted (height, width): not `measured`, yet not declared as nodata.
+
+    The last is None where there is none, which for the integers of a product needs no look at the pixels.
     """
     if row < 0 or col < 0 or height < 1 or width < 1 or row + height > scene.height or col + width > scene.width:
         raise ValueError(
@@ -219,15 +232,20 @@ def read_window(
         dn[[channel for channel, _ in parts]] = _replicate(stored, ratio)[inside]
         if mask is not None:
             valid &= _replicate(mask != 0, ratio)[inside]
-    if dn.dtype.kind == "f":
-        valid &= np.isfinite(dn).all(axis=0)
     marker = None if scene.nodata is None else _as_dtype(scene.nodata, dn.dtype)
     zero = dn.dtype.kind in "iu" and marker == 0
     if marker is not None and not zero:
         valid &= (dn != marker).all(axis=0)
     if scene.zero_fill or zero:
         valid &= dn.any(axis=0)
-    return dn, valid
+    known = measured(dn, scene.scale, scene.offset)
+    if known is None:
+        return dn, valid, None
+    dropped = valid & ~known
+    if scene.nodata is not None and math.isnan(scene.nodata):
+        dropped &= ~np.isnan(dn).any(axis=0)
+    valid &= known
+    return dn, valid, dropped if dropped.any() else None
 
 
 def read_labels(

@@ -16,8 +16,8 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from ssl_geo.errors import UserError
-from ssl_geo.imagery.rasters import open_scene, read_window
-from ssl_geo.imagery.scenes import Scene, UnreadableError
+from ssl_geo.imagery.rasters import open_scene, read_counted
+from ssl_geo.imagery.scenes import UNMEASURED, Scene, UnreadableError
 from ssl_geo.imagery.statistics import BandStatistics
 from ssl_geo.imagery.survey import NAMED_SCENES, LeftOut, SceneRecord, in_order, refuse_unreadable, unreadable_record
 
@@ -94,6 +94,7 @@ def scan_pixels(
     # Columns that grow without a Python object per chip.
     scene_column, row_column, col_column, valid_column = array("i"), array("i"), array("i"), array("f")
     unreadable: dict[int, str] = {}
+    unmeasured: dict[int, int] = {}
     under = 0
     under_scenes: dict[str, None] = {}
     total = sum(len(chip_starts(s.height, chip_size)) * len(chip_starts(s.width, chip_size)) for s in scenes)
@@ -109,6 +110,8 @@ def scan_pixels(
             col_column.extend(scanned.cols)
             valid_column.extend(scanned.valid_fractions)
             sample.add(scanned.sampled)
+            if scanned.unmeasured:
+                unmeasured[block.scene] = unmeasured.get(block.scene, 0) + scanned.unmeasured
             if scanned.under:
                 under += scanned.under
                 if len(under_scenes) < NAMED_SCENES:
@@ -129,6 +132,9 @@ def scan_pixels(
     if under:
         reason = f"less than {min_valid:g} of the chip's pixels are valid"
         left_out.append(LeftOut(reason, "chip", under, tuple(under_scenes)))
+    if held := {scenes[i].path: count for i, count in unmeasured.items() if i not in unreadable}:
+        reason = f"they hold {UNMEASURED} and no file declares that as nodata; first in {next(iter(held))}"
+        left_out.append(LeftOut(reason, "pixel", sum(held.values()), tuple(held)[:NAMED_SCENES]))
     if not len(chips.scene):
         raise UserError(
             f"none of {total} chips has {min_valid:g} of its pixels valid; lower --data.min_valid or --data.chip_size"
@@ -153,13 +159,17 @@ class _Block(NamedTuple):
 
 
 class _Scanned(NamedTuple):
-    """The chips of a block that are valid enough, how many are not, and those whose bands were measured."""
+    """The chips of a block that are valid enough, how many are not, and those whose bands were measured.
+
+    `unmeasured` counts the block's pixels that are not valid for what they hold, though undeclared (`read_counted`).
+    """
 
     rows: list[int]
     cols: list[int]
     valid_fractions: list[float]
     under: int
     sampled: list[_MeasuredChip]
+    unmeasured: int
 
 
 def _blocks(scenes: Sequence[SceneRecord], chip_size: int) -> Iterator[_Block]:
@@ -181,7 +191,9 @@ def _scan_block(
 ) -> _Scanned:
     top, left = block.rows[0][0], block.cols[0][0]
     height, width = block.rows[-1][0] + chip_size - top, block.cols[-1][0] + chip_size - left
-    dn, valid = read_window(scene, bands, top, left, height, width)
+    dn, valid, dropped = read_counted(scene, bands, top, left, height, width)
+    own_part = np.s_[block.rows[0][1] - top :, block.cols[0][1] - left :]  # what no block before this one covers
+    unmeasured = 0 if dropped is None else int(dropped[own_part].sum())
     priorities = np.random.default_rng([seed, block.scene, block.number]).random((len(block.rows), len(block.cols)))
     rows: list[int] = []
     cols: list[int] = []
@@ -200,7 +212,7 @@ def _scan_block(
                 statistics = BandStatistics.of(dn[:, *own][:, valid[own]])
                 statistics = statistics.to_reflectance(scene.scale, scene.offset)
                 sampled.append((float(priorities[i, j]), (block.scene, row, col), statistics))
-    return _Scanned(rows, cols, fractions, len(block.rows) * len(block.cols) - len(rows), sampled)
+    return _Scanned(rows, cols, fractions, len(block.rows) * len(block.cols) - len(rows), sampled, unmeasured)
 
 
 class _ChipSample:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from ssl_geo.errors import UserError, nearest
 from ssl_geo.imagery.products import ProductMetadata, offset_in_names
@@ -23,6 +24,14 @@ Value = TypeVar("Value")
 SENTINEL2_SCALE = 1e-4
 """Reflectance per DN of Sentinel-2 integers: 1 / QUANTIFICATION_VALUE."""
 
+
+MEASURABLE = 1e6
+"""Reflectance from whose magnitude on nothing was measured. What scenes hold lies far below, in whatever unit a wrong
+scale leaves it: clouds reach 2, DN 65535, metres 8848, radar backscatter in linear power some 10,000. What files write
+into gaps without saying so begins far above: 1e20 (CF), 9.97e36 (netCDF), ±3.4e38 (the ends of float32), 1e30. One such
+pixel overflows float32 within a network and takes its whole tile with it."""
+UNMEASURED = f"what nothing measures (NaN, infinity, reflectance beyond ±{MEASURABLE:g})"
+_MEASURABLE_DN = 1e30  # whatever the scale: half the digits of float32's exponent are left for the arithmetic
 
 _MAX_SAID = 4  # statements that a line lists
 
@@ -351,3 +360,25 @@ def radiometry(
         offset_source=source,
         overruled=replaced,
     )
+
+
+def measured(dn: npt.NDArray[Any], scale: float, offset: float) -> npt.NDArray[np.bool_] | None:
+    """Where all bands hold what can be a measurement: a number whose reflectance is within ±`MEASURABLE`.
+
+    Args:
+        dn: (C, H, W) as stored.
+        scale: Reflectance per DN.
+        offset: In DN, added before scaling.
+
+    Returns:
+        (H, W); None where all of them are, which for integers is mostly known from their type.
+    """
+    reach = min(MEASURABLE / abs(scale), _MEASURABLE_DN) if scale else _MEASURABLE_DN
+    least, most = np.float64(-reach - offset), np.float64(reach - offset)
+    if dn.dtype.kind in "iu":
+        limits = np.iinfo(dn.dtype)
+        if least <= limits.min and limits.max <= most:
+            return None
+    if not dn.size or (least <= dn.min() and dn.max() <= most):  # false for NaN
+        return None
+    return np.asarray(((dn >= least) & (dn <= most)).all(axis=0))

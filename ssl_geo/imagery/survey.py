@@ -36,7 +36,7 @@ class LeftOut:
 
     Attributes:
         reason: For example ``scene misses bands B8A, B12``.
-        unit: ``scene`` or ``chip``.
+        unit: ``scene``, ``chip`` or ``pixel``.
         count: How many.
         scenes: The first paths concerned, in order.
     """

@@ -1,20 +1,31 @@
-"""Principal components of a layer's features over a scene."""
+"""Principal components of a layer's features over scenes: one basis for all of them, kept in a file.
+
+BASIS.safetensors holds the tensors of `PrincipalComponents`; its metadata: ``format`` 1, ``layer``, ``backbone`` (a
+digest), ``checkpoint`` (for people), ``made_from``.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ssl_geo.errors import UserError
-from ssl_geo.probing.tiling import Axis, Model, ReadRows, any_within
+from ssl_geo.files import written_whole
+from ssl_geo.probing.tiling import Axis, Model, NotFiniteError, ReadRows, any_within
+from ssl_geo.weights import read_tensors
 
+FORMAT = "1"
 SAMPLED_TILES = 256
+SHOWN = 2.0  # standard deviations to either side; of a normal distribution the percentiles 2 and 98
 
 
 @dataclass(frozen=True)
@@ -24,12 +35,20 @@ class PrincipalComponents:
     Attributes:
         mean: (D,) subtracted first.
         axes: (K, D) of length 1, by falling variance; the entry of greatest magnitude of each is positive.
+        deviation: (K,) standard deviation along each.
         explained: (K,) share of the total variance.
     """
 
     mean: Tensor
     axes: Tensor
-    explained: tuple[float, ...]
+    deviation: Tensor
+    explained: Tensor
+
+    @property
+    def shown(self) -> tuple[list[float], list[float]]:
+        """(K,) least and greatest value of each component on a display: the same feature has the same colour."""
+        reach = (SHOWN * self.deviation).tolist()
+        return [-value for value in reach], reach
 
     def project(self, features: Tensor) -> Tensor:
         """Features (B, D, h, w) → components (B, K, h, w)."""
@@ -52,11 +71,14 @@ def principal_components(samples: Iterable[npt.NDArray[np.floating]], count: int
     Raises:
         EmptySceneError: Fewer than two samples in all.
         UserError: Fewer dimensions than components.
+        NotFiniteError: Features are not finite.
     """
     number, total, square = 0, np.zeros(()), np.zeros(())
     shift: npt.NDArray[np.float64] | None = None  # by the first portion's mean, against cancellation
     for portion in samples:
         rows = np.asarray(portion, np.float64)
+        if not np.isfinite(rows).all():
+            raise NotFiniteError
         shift = rows.mean(axis=0) if shift is None and len(rows) else shift
         if shift is None:
             continue
@@ -71,9 +93,48 @@ def principal_components(samples: Iterable[npt.NDArray[np.floating]], count: int
     variances, vectors = np.linalg.eigh(covariance)
     axes = vectors[:, ::-1].T[:count]
     axes = axes * np.sign(np.take_along_axis(axes, np.abs(axes).argmax(axis=1)[:, None], axis=1))
-    explained = variances[::-1][:count].clip(0) / max(variances.clip(0).sum(), np.finfo(np.float64).tiny)
-    mean = torch.from_numpy(shift + centre).float()
-    return PrincipalComponents(mean, torch.from_numpy(axes.copy()).float(), tuple(float(share) for share in explained))
+    variances = variances.clip(0)
+    kept = variances[::-1][:count].copy()
+    explained = kept / max(variances.sum(), np.finfo(np.float64).tiny)
+    found = (shift + centre, axes.copy(), np.sqrt(kept), explained)
+    return PrincipalComponents(*(torch.from_numpy(values).float() for values in found))
+
+
+def save_basis(path: Path, components: PrincipalComponents, about: Mapping[str, str]) -> None:
+    """Write components for use with other scenes.
+
+    Args:
+        path: The file to write, in a folder that exists.
+        components: The basis.
+        about: ``layer``, ``backbone``, ``checkpoint``, ``made_from``.
+
+    Raises:
+        UserError: It cannot be written.
+    """
+    try:
+        with written_whole(path) as partial:
+            save_file(vars(components), partial, {"format": FORMAT, **about})
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} could not be written ({error}); make room, or name another --out") from error
+
+
+def load_basis(path: Path) -> tuple[PrincipalComponents, dict[str, str]]:
+    """Read what `save_basis` wrote: the components, and what it was told about them.
+
+    Raises:
+        UserError: No such file, or it is torn or another.
+    """
+    tensors = read_tensors(path)
+    with safe_open(path, "np") as file:
+        about = dict(file.metadata() or {})
+    axes = tensors.get("axes", torch.empty(0))
+    rows, channels = axes.shape if axes.ndim == 2 else (0, 0)
+    shapes = {"mean": (channels,), "axes": (rows, channels), "deviation": (rows,), "explained": (rows,)}
+    fits = {name: tuple(tensor.shape) for name, tensor in tensors.items()} == shapes and rows and channels
+    fits = fits and all(tensor.dtype == torch.float32 and bool(tensor.isfinite().all()) for tensor in tensors.values())
+    if not fits or about.get("format") != FORMAT or not {"layer", "backbone", "checkpoint"} <= about.keys():
+        raise UserError(f"{path} is no basis that ssl_geo.predict --embed pca leaves: name its pca.safetensors")
+    return PrincipalComponents(**tensors), about
 
 
 def sampled_features(
@@ -84,8 +145,9 @@ def sampled_features(
     reduction: int,
     batch_size: int,
     device: torch.device,
+    tiles: int = SAMPLED_TILES,
 ) -> Iterator[npt.NDArray[np.float32]]:
-    """Yield features (N, D) of the places with a valid pixel, of some hundred tiles spread evenly over a scene.
+    """Yield features (N, D) of the places with a valid pixel, of some tiles spread evenly over a scene.
 
     Args:
         read: As for `blended`.
@@ -95,10 +157,11 @@ def sampled_features(
         reduction: Pixels per place.
         batch_size: Tiles shown at once.
         device: Where to compute.
+        tiles: About so many.
     """
     cells, side = rows.size, rows.size * reduction
-    sparse = max(1, math.ceil(math.sqrt(len(rows.starts) * len(columns.starts) / SAMPLED_TILES)))
-    for step in dict.fromkeys([sparse, 1]):  # all tiles where none of those was valid: the edge of a swath
+    step = max(1, math.ceil(math.sqrt(len(rows.starts) * len(columns.starts) / tiles)))
+    while step:  # twice as dense where none of those was valid: the edge of a swath
         empty = True
         for top in rows.starts[step // 2 :: step] or rows.starts[:1]:
             image, valid = read(top * reduction)
@@ -108,8 +171,9 @@ def sampled_features(
             empty = empty and not used
             for first in range(0, len(used), batch_size):
                 part = used[first : first + batch_size]
-                tiles = np.stack([image[:, :, left * reduction : left * reduction + side] for left in part])
-                found = model(torch.from_numpy(tiles).to(device)).movedim(1, -1).cpu().numpy()
+                images = np.stack([image[:, :, left * reduction : left * reduction + side] for left in part])
+                found = model(torch.from_numpy(images).to(device)).movedim(1, -1).cpu().numpy()
                 yield found[np.stack([places[:, left : left + cells] for left in part])]
         if not empty:
             return
+        step //= 2

@@ -207,8 +207,15 @@ def _fill(
             if not arrays:
                 arrays = _open(folder, chips, [*features, labels], done, dtype)
             for array, values in zip(arrays, [*features, labels], strict=True):
-                if array.dtype == np.float16 and np.abs(values).max() > FLOAT16_MAX:
-                    return False
+                if array.dtype.kind == "f":
+                    greatest = np.abs(values).max()
+                    if not np.isfinite(greatest):
+                        raise UserError(
+                            f"features of chips {start} to {start + len(pairs) - 1} hold NaN or infinity: the backbone "
+                            "diverged; probe another checkpoint, --ckpt"
+                        )
+                    if array.dtype == np.float16 and greatest > FLOAT16_MAX:
+                        return False
                 array[start : start + len(pairs)] = values
             finished = start + len(pairs)
             if finished == chips or (start // batch_size) % 16 == 15:

@@ -17,11 +17,23 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ssl_geo.errors import UserError
+
 Floats = npt.NDArray[np.float32]
 
 # First row in pixels -> standardized rows (bands, size, W), 0 where not valid, and valid (size, W).
 ReadRows = Callable[[int], tuple[Floats, npt.NDArray[np.bool_]]]
 Model = Callable[[Tensor], Tensor]
+
+
+class NotFiniteError(UserError):
+    """The network makes NaN or infinity of pixels that are valid."""
+
+    def __init__(self, where: str = "") -> None:
+        super().__init__(
+            f"the network makes NaN or infinity of pixels that are valid{where}: its weights diverged or are damaged; "
+            "give the --head of another checkpoint"
+        )
 
 
 @dataclass(frozen=True)
@@ -97,6 +109,9 @@ def blended(
     Yields:
         First row in cells; finished values (K, rows, W) on the device, 0 where no tile with a valid pixel lies, which
         the next yield overwrites; valid (rows, W) in pixels.
+
+    Raises:
+        NotFiniteError: The model's values are not finite, although what it is shown is.
     """
     place = device or torch.device("cpu")
     side = rows.size * reduction
@@ -120,6 +135,8 @@ def blended(
                 sums[:, :, left : left + columns.size] += value
         last = number + 1 == len(rows.starts)
         finished = (rows.length if last else rows.starts[number + 1]) - top
+        if not bool(sums[:, :finished].isfinite().all()):
+            raise NotFiniteError(f", first in rows {top * reduction} to {(top + finished) * reduction}")
         yield top, sums[:, :finished], valid[: finished * reduction]
         if not last:
             kept = sums[:, finished:].clone()

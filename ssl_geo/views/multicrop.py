@@ -286,10 +286,11 @@ class MultiCrop:
             )
         known = None if valid.all() else valid
         image = np.empty((height, width, bands), np.float32)
-        cv2.transpose(np.ascontiguousarray(dn, np.float32).reshape(bands, -1), dst=image.reshape(-1, bands))
-        rows = image.reshape(height, -1)  # numpy is fast along rows of pixels, not along ten bands
-        rows *= np.tile(scale / self.std, width)
-        rows += np.tile((offset * scale - self.mean) / self.std, width)
+        with np.errstate(over="ignore", invalid="ignore"):  # where not valid
+            cv2.transpose(np.ascontiguousarray(dn, np.float32).reshape(bands, -1), dst=image.reshape(-1, bands))
+            rows = image.reshape(height, -1)  # numpy is fast along rows of pixels, not along ten bands
+            rows *= np.tile(scale / self.std, width)
+            rows += np.tile((offset * scale - self.mean) / self.std, width)
         if known is not None:
             np.copyto(image, 0, where=~known[..., None])
 

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from albumentations.core.transforms_interface import BaseTransformInitSchema
 
+from ssl_geo.errors import UserError
 from ssl_geo.views.geometry import Uniform
 
 Image = npt.NDArray[np.float32]
@@ -26,6 +27,8 @@ Image = npt.NDArray[np.float32]
 # odd by adding one. Sigma follows from the width as in OpenCV, 0.3·((width - 1)/2 - 1) + 0.8: 0.8, 1.1, 1.4 pixels,
 # with OpenCV's fixed kernels 1 2 1 / 4, 1 4 6 4 1 / 16 and 2 7 14 18 14 7 2 / 64.
 BLUR_WIDTHS = (3, 5, 5, 7, 7)
+
+_GREATEST = np.float32(1e6)  # reflectance of a valid pixel, see `ssl_geo.imagery.scenes.MEASURABLE`
 
 
 def draw_band(uniform: Uniform, bands: int) -> int:
@@ -109,10 +112,22 @@ def standardize_chip(
         std: (C,) reflectance.
 
     Returns:
-        (C, H, W) float32; 0, the mean, where not valid.
+        (C, H, W) float32, finite; 0, the mean, where not valid.
+
+    Raises:
+        UserError: Standardizing with these statistics does not give finite numbers.
     """
-    result: Image = reflectance - np.asarray(mean, np.float32)[:, None, None]
-    result /= np.asarray(std, np.float32)[:, None, None]
+    mean, std = np.asarray(mean, np.float32), np.asarray(std, np.float32)
+    with np.errstate(all="ignore"):
+        greatest = (np.abs(mean) + _GREATEST) / std
+    if not (np.isfinite(greatest) & np.isfinite(std) & (std > 0)).all():
+        raise UserError(
+            f"statistics: mean {mean.tolist()}, std {std.tolist()}; standardizing takes finite means and positive "
+            "standard deviations: the file that holds them is damaged, take another checkpoint or head"
+        )
+    with np.errstate(over="ignore", invalid="ignore"):  # where not valid
+        result: Image = reflectance - mean[:, None, None]
+        result /= std[:, None, None]
     if not valid.all():
         np.copyto(result, 0, where=~valid)
     return result
