@@ -291,6 +291,8 @@ def fit_basis(
                 yield from sampled_features(
                     read, layer.features, rows, columns, layer.reduction, config.batch_size, device, share
                 )
+            except NotFiniteError as error:
+                raise UserError(f"{scene.path}: {error}") from error
             except UnreadableError:
                 if len(scenes) == 1:
                     raise

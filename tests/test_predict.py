@@ -1,5 +1,6 @@
 """Mapping as a user runs it: made-up scenes, the real imagery, and wrong input in one line."""
 
+import dataclasses
 import json
 import math
 import shutil
@@ -13,8 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 import rasterio
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
-from ssl_geo import predict
+from ssl_geo import mapping, predict
 from ssl_geo.backbones import create_backbone, describe_backbone
 from ssl_geo.config import predict_config
 from ssl_geo.errors import UserError
@@ -294,6 +297,8 @@ def test_real_scenes(head, shared_data, tmp_path, name):
         (["--embed", "pca", "--layer", "stages.9"], "stages.9"),
         (["--embed", "pca", "--confidence"], "writes no classes"),
         (["--embed", "chips"], "name such a file or a folder"),
+        (["--basis", "x"], "--basis is for --embed pca"),
+        (["--embed", "pca", "--basis", "absent"], "absent"),
         (["--device", "cuda"], "--device cpu"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -383,3 +388,258 @@ def test_rows_are_padded_as_not_valid(head, scene):
     assert not valid[10:].any()
     assert not valid[:, 330:].any()
     assert (image[:, ~valid] == 0).all()
+
+
+FLOAT_MOST = 3.4028234663852886e38
+
+
+def write_floats(path, *, hole=None, shape=(96, 96), bands=BANDS, **options):
+    """Reflectance as stored, with a value in nine pixels of the first band."""
+    values = np.random.default_rng(2).uniform(0.05, 0.3, (len(bands), *shape)).astype(np.float32)
+    if hole is not None:
+        values[0, 40:43, 40:43] = hole
+    write_geotiff(path, values, descriptions=list(bands), **{**GRID, **options})
+    return path
+
+
+@pytest.mark.parametrize("value", [-FLOAT_MOST, FLOAT_MOST, 1e30, np.inf, np.nan])
+def test_nine_pixels_that_nothing_measures_are_nodata_and_cost_themselves_alone(head, tmp_path, value, capsys):
+    """They made a whole tile class 1 of confidence 0, which the areas counted."""
+    write_floats(tmp_path / "s.tif", hole=value)
+    assert main(settings(head, tmp_path / "s.tif", tmp_path / "map.tif", "--confidence", "--data.scale", "1")) == 0
+    with rasterio.open(tmp_path / "map.tif") as dataset, rasterio.open(tmp_path / "map.confidence.tif") as sure:
+        classes, confidence = dataset.read(1), sure.read(1)
+    hole = np.zeros((96, 96), bool)
+    hole[40:43, 40:43] = True
+    np.testing.assert_array_equal(classes == 255, hole)
+    assert confidence[~hole].min() >= 33  # of three classes the most probable
+    areas = json.loads((tmp_path / "map.json").read_text())
+    assert (areas["nodata_pixels"], areas["unmeasured_pixels"]) == (9, 9)
+    assert "  9 pixels hold what nothing measures" in capsys.readouterr().out
+    # Declared, they are nodata all the same, and not counted.
+    write_floats(tmp_path / "declared.tif", hole=value, nodata=None if np.isinf(value) else value)
+    if not np.isinf(value):
+        assert main(settings(head, tmp_path / "declared.tif", tmp_path / "again.tif", "--data.scale", "1")) == 0
+        with rasterio.open(tmp_path / "again.tif") as dataset:
+            np.testing.assert_array_equal(dataset.read(1), classes)
+        areas = json.loads((tmp_path / "again.json").read_text())
+        assert (areas["nodata_pixels"], areas["unmeasured_pixels"]) == (9, 0)
+
+
+@pytest.mark.parametrize("embed", ["pca", "tokens", "chips"])
+def test_embeddings_of_a_scene_with_such_pixels_are_finite(head, tmp_path, embed, capsys):
+    write_floats(tmp_path / "s.tif", hole=-FLOAT_MOST)
+    out = tmp_path / ("e.parquet" if embed == "chips" else "e.tif")
+    assert main(settings(head, tmp_path / "s.tif", out, "--embed", embed, "--data.scale", "1")) == 0
+    assert "  9 pixels hold what nothing measures" in capsys.readouterr().out
+    if embed == "chips":
+        values = np.stack(pq.read_table(out)["embedding"].to_pylist())
+    else:
+        with rasterio.open(out) as dataset:
+            values = dataset.read()
+    assert np.isfinite(values).all()
+
+
+def test_a_band_that_nothing_measured_leaves_no_map_of_it(head, tmp_path):
+    values = np.full((4, 64, 64), 0.2, np.float32)
+    values[2] = 1e30
+    write_geotiff(tmp_path / "s.tif", values, descriptions=BANDS, **GRID)
+    assert main(settings(head, tmp_path / "s.tif", tmp_path / "map.tif", "--data.scale", "1")) == 0
+    areas = json.loads((tmp_path / "map.json").read_text())
+    assert (areas["nodata_pixels"], areas["unmeasured_pixels"]) == (64 * 64, 64 * 64)
+    assert all(c["pixels"] == 0 for c in areas["classes"])
+
+
+@pytest.mark.parametrize("kind", ["map", "pca", "tokens", "chips"])
+def test_a_network_that_is_not_finite_on_valid_pixels_is_refused(head, scene, tmp_path, monkeypatch, kind):
+    saved = load_head(head)
+    for module in (saved.backbone, saved.head):
+        for weight in module.parameters():
+            torch.nn.init.constant_(weight, 1e38)
+    monkeypatch.setattr(predict, "load_head", lambda folder: saved)
+    more = [] if kind == "map" else ["--embed", kind]
+    with pytest.raises(UserError, match="NaN or infinity of pixels that are valid") as error:
+        main(settings(head, scene, tmp_path / "out", *more))
+    assert str(scene) in str(error.value)
+    assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize(("mean", "std"), [(math.nan, 0.05), (0.1, 1e-40), (0.1, math.inf)])
+def test_statistics_that_standardize_nothing_are_refused(head, scene, tmp_path, monkeypatch, mean, std):
+    """A NaN in head.json made the whole map one class."""
+    saved = load_head(head)
+    told = dataclasses.replace(saved.description, mean=(0.1, mean, 0.1, 0.2), std=(0.05, std, 0.05, 0.1))
+    monkeypatch.setattr(predict, "load_head", lambda folder: dataclasses.replace(saved, description=told))
+    with pytest.raises(UserError, match="statistics"):
+        main(settings(head, scene, tmp_path / "out"))
+    assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize("area", [math.nan, math.inf, 0.0])
+def test_pixels_of_no_area_are_refused_in_one_line(head, scene, tmp_path, monkeypatch, area):
+    """Areas were NaN, which is no JSON, with exit code 0."""
+    monkeypatch.setattr(mapping, "pixel_areas", lambda scene: np.array([100.0] * (scene.height - 1) + [area]))
+    with pytest.raises(UserError, match="no ground area") as error:
+        main(settings(head, scene, tmp_path / "out"))
+    assert "\n" not in str(error.value)
+    assert not list((tmp_path / "out").iterdir())
+
+
+def contents(folder):
+    return {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.iterdir()}
+
+
+def test_the_same_command_again_does_what_is_not_done_and_no_more(head, scene, tmp_path, capsys):
+    """Killed between two files it refused to run again: "exists; name another place"."""
+    (tmp_path / "in").mkdir()
+    for name in ("a", "b", "c"):
+        shutil.copy(scene, tmp_path / "in" / f"{name}.tif")
+    out = tmp_path / "maps"
+    command = settings(head, tmp_path / "in", out, "--confidence")
+    assert main(command) == 0
+    before = contents(out)
+    (out / "b.json").unlink()  # killed after the map, before its areas
+    (out / "c.tif").unlink()
+    (out / f".c.{dead_process()}-140.rows").write_text("half")
+    (out / f".c.confidence.{dead_process()}-140.tif").write_text("half")
+    (out / ".c.1-140.rows").write_text("of a process that lives")
+    (out / f".mine.{dead_process()}-140.rows").write_text("of no scene of this call")
+    capsys.readouterr()
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    assert "skipped 1 of 3 scenes" in said
+    assert f"{tmp_path / 'in' / 'b.tif'} -> " in said
+    after = contents(out)
+    assert {name for name in after if name.startswith(".")} == {".c.1-140.rows", f".mine.{dead_process()}-140.rows"}
+    assert {name: after[name][1] for name in before} == {name: content for name, (_, content) in before.items()}
+    assert all(after[f"a{end}"] == before[f"a{end}"] for end in (".tif", ".json", ".confidence.tif"))  # not touched
+    assert main(command) == 0
+    assert "skipped 3 of 3 scenes" in capsys.readouterr().out
+    assert contents(out) == after
+
+
+def dead_process():
+    """The number of a process that has ended."""
+    if not hasattr(dead_process, "pid"):
+        process = subprocess.Popen(["true"])
+        process.wait()
+        dead_process.pid = process.pid
+    return dead_process.pid
+
+
+@pytest.mark.parametrize("change", ["settings", "head", "scene", "foreign"])
+def test_what_another_command_made_is_not_written_over(head, scene, tmp_path, change):
+    shutil.copy(scene, tmp_path / "s.tif")
+    shutil.copytree(head, tmp_path / "head")
+    out = tmp_path / "maps"
+    command = [tmp_path / "head", tmp_path / "s.tif", out]
+    assert main(settings(*command)) == 0
+    if change == "settings":
+        command += ["--overlap", "0.5"]
+    elif change == "head":
+        content = json.loads((tmp_path / "head" / "head.json").read_text())
+        content["mean"][0] += 0.01
+        (tmp_path / "head" / "head.json").write_text(json.dumps(content))
+    elif change == "scene":
+        dn = np.full((4, 64, 64), 900, np.uint16)
+        write_geotiff(tmp_path / "s.tif", dn, descriptions=BANDS, **GRID)
+    else:
+        (out / "s.json").write_text("[" * 100_000)
+    before = contents(out)
+    with pytest.raises(UserError, match=r"maps/s\.\w+ exists"):
+        main(settings(*command))
+    assert contents(out) == before
+
+
+@pytest.mark.parametrize("embed", ["tokens", "chips", "pca"])
+def test_embeddings_that_are_there_are_skipped(head, scene, tmp_path, embed, capsys):
+    command = settings(head, scene, tmp_path / "out", "--embed", embed)
+    assert main(command) == 0
+    before = contents(tmp_path / "out")
+    assert main(command) == 0
+    assert "skipped 1 of 1 scenes" in capsys.readouterr().out
+    assert contents(tmp_path / "out") == before
+
+
+def test_a_scene_whose_header_is_torn_costs_itself_alone(head, scene, tmp_path, capsys):
+    (tmp_path / "a.tif").symlink_to(scene)
+    (tmp_path / "b.tif").write_bytes(b"II*\0torn")
+    with pytest.raises(UserError, match="left out 1 of 2 scenes that cannot be read"):
+        main(settings(head, tmp_path, tmp_path / "maps"))
+    assert "b.tif" in capsys.readouterr().out
+    assert {p.name for p in (tmp_path / "maps").iterdir()} == {"a.tif", "a.json"}
+
+
+def two_dates(folder):
+    """Two scenes that share their left half."""
+    rng = np.random.default_rng(5)
+    first, second = (rng.normal(2000 * k, 300, (4, 12, 12)).repeat(8, 1).repeat(8, 2) for k in (1, 2))
+    second[:, :, :48] = first[:, :, :48]
+    folder.mkdir()
+    for name, dn in (("a", first), ("b", second)):
+        write_geotiff(folder / f"{name}.tif", dn.clip(1, 9000).astype(np.uint16), descriptions=BANDS, **GRID)
+
+
+def read(path):
+    with rasterio.open(path) as dataset:
+        return dataset.read(), dataset.tags()
+
+
+def test_the_same_ground_has_the_same_colour_in_every_scene_of_a_call(head, tmp_path):
+    """Each scene had principal components of its own."""
+    two_dates(tmp_path / "in")
+    assert main(settings(head, tmp_path / "in", tmp_path / "out", "--embed", "pca", "--overlap", "0")) == 0
+    (first, tags), (second, same) = (read(tmp_path / "out" / f"{name}.tif") for name in ("a", "b"))
+    np.testing.assert_array_equal(first[:, :, :4], second[:, :, :4])  # the first column of tiles
+    assert np.abs(first[:, :, 8:] - second[:, :, 8:]).max() > 0.01
+    assert tags["display_low"] == same["display_low"]
+    low, high = (np.array([float(v) for v in tags[f"display_{end}"].split()]) for end in ("low", "high"))
+    assert (low < high).all()
+    both = np.concatenate([first.reshape(3, -1), second.reshape(3, -1)], axis=1)
+    inside = ((both > low[:, None]) & (both < high[:, None])).mean(axis=1)
+    assert ((inside > 0.8) & (inside <= 1)).all()
+
+
+def test_a_basis_is_taken_again_where_it_fits(head, scene, tmp_path):
+    two_dates(tmp_path / "in")
+    out = tmp_path / "out"
+    assert main(settings(head, tmp_path / "in", out, "--embed", "pca")) == 0
+    given = ["--embed", "pca", "--basis", str(out / "pca.safetensors")]
+    assert main(settings(head, tmp_path / "in" / "b.tif", tmp_path / "b.tif", *given)) == 0
+    np.testing.assert_array_equal(read(tmp_path / "b.tif")[0], read(out / "b.tif")[0])
+    assert not (tmp_path / "b.pca.safetensors").exists()
+    # A folder that has grown: its basis stays, and is said.
+    shutil.copy(scene, tmp_path / "in" / "c.tif")
+    with pytest.raises(UserError, match=r"fitted on other scenes .*--basis"):
+        main(settings(head, tmp_path / "in", out, "--embed", "pca"))
+    assert main(settings(head, tmp_path / "in", out, *given)) == 0
+    assert (out / "c.tif").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "change", "words"),
+    [
+        (["--layer", "stages.0"], {}, "--basis .* is of layer stages.1"),
+        (["--components", "2"], {}, "3 components of 8 channels"),
+        ([], {"backbone": "another"}, "another backbone"),
+        ([], {"format": "9"}, "no basis"),
+        ([], {"axes": torch.zeros(3, 5)}, "no basis"),
+        ([], {"mean": torch.full((8,), math.nan)}, "no basis"),
+        ([], {"torn": True}, "not a readable safetensors"),
+    ],
+)
+def test_a_basis_that_does_not_fit_is_one_line(head, scene, tmp_path, more, change, words):
+    basis = tmp_path / "basis.safetensors"
+    assert main(settings(head, scene, tmp_path / "x.tif", "--embed", "pca")) == 0
+    tensors = load_file(tmp_path / "x.pca.safetensors")
+    with safe_open(tmp_path / "x.pca.safetensors", "pt") as file:
+        about = file.metadata()
+    for name, value in change.items():
+        (tensors if isinstance(value, torch.Tensor) else about).update({name: value if name != "torn" else ""})
+    save_file(tensors, basis, about)
+    if "torn" in change:
+        basis.write_bytes(basis.read_bytes()[:-5])
+    with pytest.raises(UserError, match=words) as error:
+        main(settings(head, scene, tmp_path / "out", "--embed", "pca", "--basis", str(basis), *more))
+    assert "\n" not in str(error.value)
+    assert not list((tmp_path / "out").iterdir())

@@ -195,9 +195,7 @@ class LabelledChips:
             f"{shares}{more}"
         ]
         if self.unmeasured:
-            said.append(
-                f"left out {self.unmeasured} pixels: they hold {UNMEASURED} and no file declares that as nodata"
-            )
+            said.append(f"left out {self.unmeasured} pixels that hold {UNMEASURED}, which no file declares as nodata")
         if self.left_out:
             said.append(f"left out {self.left_out} chips without a pixel that is valid and labelled")
         height, width = np.array([(scene.height, scene.width) for scene in scenes])[self.scene].T

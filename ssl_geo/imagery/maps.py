@@ -135,13 +135,14 @@ def placed(scene: Scene) -> Transform | None:
     return scene.transform if scene.crs is not None or scene.transform != (1.0, 0.0, 0.0, 0.0, 1.0, 0.0) else None
 
 
+@np.errstate(over="ignore", invalid="ignore", divide="ignore")
 def pixel_areas(scene: Scene) -> npt.NDArray[np.float64] | None:
     """Ground that a pixel of each row covers, (H,) in m²; None for a scene without CRS, or with a local one.
 
     The corners of the pixel in the row's middle are laid into the equal-area cylindrical projection of the WGS 84
     ellipsoid (Snyder 1987, USGS Professional Paper 1395, eq. 3-12 and 10-17 with standard parallel 0), where a
     polygon's area is that on the ground, whatever the CRS. Along a row of a UTM scene 110 km wide the scale differs
-    from that of its middle by less than a thousandth.
+    from that of its middle by less than a thousandth. A broken transform gives areas that are 0 or no number.
     """
     if scene.crs is None:
         return None
@@ -178,11 +179,11 @@ def other_pixels(scene: Scene, gsd: float | None) -> str | None:
 
 
 def pixel_size(scene: Scene) -> float | None:
-    """Side in metres of a square as large as the pixel in the scene's middle; None as of `pixel_areas`."""
+    """Side in metres of a square as large as the pixel in the scene's middle; None where there is no such."""
     a, b, c, d, e, f = scene.transform
     middle = scene.height // 2
     areas = pixel_areas(replace(scene, height=1, transform=(a, b, c + b * middle, d, e, f + e * middle)))
-    return None if areas is None else float(np.sqrt(areas[0]))
+    return None if areas is None or not 0 < areas[0] < np.inf else float(np.sqrt(areas[0]))
 
 
 def _map_type(ids: Sequence[int]) -> tuple[np.dtype[Any], int]:

@@ -78,8 +78,8 @@ def check_measured(profile: Profile) -> list[Finding]:
             "no measurement",
             "warning",
             (scene.path,),
-            f"{counted(profile.unmeasured, 'pixel')} with infinity or reflectance beyond ±{MEASURABLE:g}, {value:g} for "
-            "example: read as nodata",
+            f"{counted(profile.unmeasured, 'pixel')} such as {value:g}, beyond ±{MEASURABLE:g} in reflectance: read as "
+            "nodata",
             "reflectance, or what is declared as nodata",
             declare_nodata(scene, value) if math.isfinite(value) else "write the declared nodata value there",
         )

@@ -133,7 +133,7 @@ def scan_pixels(
         reason = f"less than {min_valid:g} of the chip's pixels are valid"
         left_out.append(LeftOut(reason, "chip", under, tuple(under_scenes)))
     if held := {scenes[i].path: count for i, count in unmeasured.items() if i not in unreadable}:
-        reason = f"they hold {UNMEASURED} and no file declares that as nodata; first in {next(iter(held))}"
+        reason = f"they hold {UNMEASURED}, which no file declares as nodata; first in {next(iter(held))}"
         left_out.append(LeftOut(reason, "pixel", sum(held.values()), tuple(held)[:NAMED_SCENES]))
     if not len(chips.scene):
         raise UserError(

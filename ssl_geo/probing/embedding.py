@@ -71,14 +71,11 @@ def principal_components(samples: Iterable[npt.NDArray[np.floating]], count: int
     Raises:
         EmptySceneError: Fewer than two samples in all.
         UserError: Fewer dimensions than components.
-        NotFiniteError: Features are not finite.
     """
     number, total, square = 0, np.zeros(()), np.zeros(())
     shift: npt.NDArray[np.float64] | None = None  # by the first portion's mean, against cancellation
     for portion in samples:
         rows = np.asarray(portion, np.float64)
-        if not np.isfinite(rows).all():
-            raise NotFiniteError
         shift = rows.mean(axis=0) if shift is None and len(rows) else shift
         if shift is None:
             continue
@@ -158,6 +155,9 @@ def sampled_features(
         batch_size: Tiles shown at once.
         device: Where to compute.
         tiles: About so many.
+
+    Raises:
+        NotFiniteError: The model's features are not finite, although what it is shown is.
     """
     cells, side = rows.size, rows.size * reduction
     step = max(1, math.ceil(math.sqrt(len(rows.starts) * len(columns.starts) / tiles)))
@@ -173,6 +173,8 @@ def sampled_features(
                 part = used[first : first + batch_size]
                 images = np.stack([image[:, :, left * reduction : left * reduction + side] for left in part])
                 found = model(torch.from_numpy(images).to(device)).movedim(1, -1).cpu().numpy()
+                if not np.isfinite(found).all():
+                    raise NotFiniteError(f", first in rows {top * reduction} to {top * reduction + side}")
                 yield found[np.stack([places[:, left : left + cells] for left in part])]
         if not empty:
             return

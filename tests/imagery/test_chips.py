@@ -447,3 +447,26 @@ def test_reflectance_of_floats_is_not_told_of_offsets(tmp_path: Path, write_stac
     write_stack(tmp_path / "x.tif", RGB, array=np.full((3, 32, 32), 0.1, np.float32))
     index = build_index([tmp_path / "x.tif"], bands=RGB, chip_size=16, scale=1.0, progress=False)
     assert not any("offset" in note for note in index.notes)
+
+
+def test_pixels_that_nothing_measures_spoil_no_statistics_and_are_counted(
+    tmp_path: Path, write_stack: WriteStack
+) -> None:
+    """One at 1e30 was the mean of its band."""
+    dn = np.random.default_rng(0).uniform(0.05, 0.3, (3, 40, 40)).astype(np.float32)
+    write_stack(tmp_path / "clean" / "a.tif", RGB, array=dn)
+    clean = build(tmp_path / "clean", scale=1)
+    dn[0, 30:33, 30:33] = 1e30  # in the part that the last chips share with those before
+    write_stack(tmp_path / "spoilt" / "a.tif", RGB, array=dn)
+    spoilt = build(tmp_path / "spoilt", scale=1)
+    assert left_out(clean) == []
+    assert left_out(spoilt) == [("pixel", 9)]
+    assert "9 pixels" in " ".join(spoilt.report())
+    np.testing.assert_allclose(spoilt.statistics.mean, clean.statistics.mean, rtol=0.01)
+    assert spoilt.statistics.count == clean.statistics.count - 9
+    assert ChipIndex.load(_saved(spoilt, tmp_path), mend="").left_out == spoilt.left_out
+
+
+def _saved(index: ChipIndex, folder: Path) -> Path:
+    index.save(folder / "index.parquet")
+    return folder / "index.parquet"

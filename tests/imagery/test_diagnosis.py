@@ -134,6 +134,26 @@ def test_fill_of_floating_point(write_land, tmp_path, value):
     assert "undeclared nodata" not in found(tmp_path, scale=1.0)
 
 
+@pytest.mark.parametrize(
+    ("value", "words"), [(-3.4028234663852886e38, "-3.40282e+38"), (np.inf, "inf"), (1e20, "1e+20")]
+)
+def test_single_pixels_that_nothing_measures(write_land, tmp_path, value, words):
+    """Nine of them were below what counts as fill, and made a tile of a map class 1."""
+
+    def change(dn):
+        reflectance = (dn / np.float32(1e4)).astype(np.float32)
+        reflectance[2, 40:43, 40:43] = value
+        return reflectance
+
+    write_land(tmp_path / "a.tif", change=change, nodata=None)
+    finding = found(tmp_path, scale=1.0)["no measurement"]
+    assert (finding.severity, finding.paths) == ("warning", (str(tmp_path / "a.tif"),))
+    assert f"9 pixels such as {words}" in finding.found
+    assert "no measurement" in found(tmp_path, scale=1.0, quick=True)
+    write_land(tmp_path / "a.tif", change=lambda dn: np.where(change(dn) == np.float32(value), np.nan, change(dn)))
+    assert "no measurement" not in found(tmp_path, scale=1.0)
+
+
 def test_single_dark_pixels_and_single_bright_ones_are_no_defect(write_land, tmp_path):
     def specks(dn):
         dn = dn.copy()

@@ -759,3 +759,16 @@ def test_images_of_two_products_are_said(tmp_path: Path) -> None:
     pairs = pair_labels([tmp_path / "images"], tmp_path / "labels")
     said = LabelledChips(pairs, bands=["B02"], chip_size=16).report()
     assert "mixes products, L1C in 1 and L2A in 1 of 2 images: their reflectance differs, probe one kind" in said
+
+
+def test_pixels_that_nothing_measures_are_left_out_and_said(tmp_path: Path, write_stack: WriteStack) -> None:
+    image = np.full((3, 8, 12), 0.25, np.float32)
+    image[1, 2, 3] = image[0, 7, 11] = -3.4028234663852886e38
+    write_stack(tmp_path / "i" / "a.tif", array=image)
+    write_labels(tmp_path / "l" / "a.tif", np.ones((8, 12), np.uint8))
+    chips = LabelledChips(pair_labels([tmp_path / "i"], tmp_path / "l", scale=1), bands=BANDS, chip_size=8)
+    assert (chips.unmeasured, chips.class_pixels.sum()) == (2, 94)
+    assert "left out 2 pixels" in " ".join(chips.report())
+    read = [chips[number] for number in range(len(chips))]
+    assert all((chip.reflectance[:, chip.valid] == 0.25).all() for chip in read)
+    assert all(np.isfinite(chip.reflectance).all() for chip in read)

@@ -21,8 +21,8 @@ from ssl_geo.errors import UserError
 from ssl_geo.imagery.archives import find_scenes, walk_scenes
 from ssl_geo.imagery.geotiff import write_geotiff
 from ssl_geo.imagery.products import date_in_names, date_in_tag, level_in_names, offset_in_names
-from ssl_geo.imagery.rasters import open_scene, read_labels, read_window
-from ssl_geo.imagery.scenes import NotImageryError, Scene, UnreadableError, listed_statements
+from ssl_geo.imagery.rasters import open_scene, read_counted, read_labels, read_window
+from ssl_geo.imagery.scenes import NotImageryError, Scene, UnreadableError, listed_statements, measured
 from ssl_geo.imagery.sensors import DEFAULT_BANDS, LIKELY_ORDERS
 
 WriteStack = Callable[..., np.ndarray]
@@ -662,3 +662,37 @@ def test_labels_of_floats_may_declare_any_nodata(tmp_path: Path, nodata: float) 
     assert ids[0].tolist() == [1, 2]
     assert (ids[1] == missing).all()
     assert missing not in (1, 2)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("value", [-3.4028234663852886e38, 1e30, -1e20, 1e300, np.nan, -np.inf])
+def test_what_nothing_measures_is_not_valid_and_counted(
+    tmp_path: Path, write_stack: WriteStack, dtype: str, value: float
+) -> None:
+    """Undeclared, -3.4e38 was reflectance to all that read it."""
+    if dtype == "float32" and abs(value) == 1e300:
+        value = np.inf
+    array = np.full((2, 8, 8), 0.1, dtype)
+    array[1, 2:4, 3], array[0, 7, 7], array[0, 6, 6] = value, 5.0, -999_999.0  # these two are finite numbers
+    write_stack(tmp_path / "x.tif", ["B02", "B03"], array=array)
+    dn, valid, dropped = read_counted(open_scene(tmp_path / "x.tif", scale=1), ["B02", "B03"], 0, 0, 8, 8)
+    assert [tuple(map(int, pixel)) for pixel in np.argwhere(~valid)] == [(2, 3), (3, 3)]
+    np.testing.assert_array_equal(dropped, ~valid)
+    np.testing.assert_array_equal(dn, array)
+    # In B02 alone nothing of the kind lies; declared, it is not counted.
+    assert read_counted(open_scene(tmp_path / "x.tif", scale=1), ["B02"], 0, 0, 8, 8)[2] is None
+    if not np.isinf(value):
+        declared = open_scene(tmp_path / "x.tif", scale=1, nodata=value)
+        _, same, counted = read_counted(declared, ["B02", "B03"], 0, 0, 8, 8)
+        np.testing.assert_array_equal(same, valid)
+        assert counted is None
+
+
+def test_measured_is_told_in_reflectance_and_of_products_by_their_type() -> None:
+    dn = np.array([[[0, 65535]]], np.uint16)
+    assert measured(dn, 1e-4, -1000) is None
+    np.testing.assert_array_equal(measured(dn, 100.0, 0), [[True, False]])
+    np.testing.assert_array_equal(measured(dn.astype(np.float32), -100.0, 0), [[True, False]])
+    assert measured(dn.astype(np.float64) * 1e9, 1e-9, 0) is None
+    huge = np.array([[[1e35, 1.0]]], np.float64)
+    np.testing.assert_array_equal(measured(huge, 1e-35, 0), [[False, True]])  # overflows float32 whatever its scale

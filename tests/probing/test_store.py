@@ -221,3 +221,12 @@ def test_batches_follow_the_order_asked_for(tmp_path):
     assert np.concatenate([part for part, _, _ in parts]).tolist() == order.tolist()
     torch.testing.assert_close(parts[0][1]["stem"][1], torch.from_numpy(store.layers["stem"][1]).float())
     assert parts[0][2].dtype == torch.int64
+
+
+def test_features_that_are_not_finite_are_refused(tmp_path):
+    """They were stored, and heads trained on them."""
+    for bias in (float("nan"), float("inf")):
+        net = Counting().eval()
+        torch.nn.init.constant_(net.norm.bias, bias)
+        with pytest.raises(UserError, match="NaN or infinity"):
+            make(net, tmp_path / str(bias))

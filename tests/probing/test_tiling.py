@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from ssl_geo.probing.tiling import any_within, blended, lay_tiles
+from ssl_geo.probing.tiling import NotFiniteError, any_within, blended, lay_tiles
 
 
 def reader(image, valid, side, width):
@@ -120,3 +120,15 @@ def test_a_cell_is_valid_where_one_of_its_pixels_is():
     valid = np.zeros((4, 6), bool)
     valid[3, 2] = True
     np.testing.assert_array_equal(any_within(valid, 2), [[False] * 3, [False, True, False]])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_values_that_are_not_finite_are_refused_wherever_they_lie(value):
+    image, valid = np.zeros((1, 70, 70), np.float32), np.ones((70, 70), bool)
+    image[0, 69, 0] = 1
+
+    def model(tiles):
+        return torch.where(tiles > 0, value, tiles)
+
+    with pytest.raises(NotFiniteError, match="first in rows 38 to 70"):
+        mapped(image, valid, model, 32, 0.25, 1)

@@ -336,7 +336,7 @@ def test_a_repeated_band_is_standardized_with_the_statistics_of_each_channel(
 
 
 @settings(deadline=None, max_examples=30)
-@given(seed=st.integers(0, 1000), nodata=st.sampled_from([0.0, np.nan, -0.1, 6.5535, np.inf]))
+@given(seed=st.integers(0, 1000), nodata=st.sampled_from([0.0, np.nan, -0.1, 6.5535, np.inf, -3.4e38]))
 def test_nodata_is_the_mean_and_never_darkens_its_neighbours(seed: int, nodata: float) -> None:
     mean, std = np.linspace(0.05, 0.2, 4), np.full(4, 0.05)
     image = np.full((4, 40, 40), 0.3, np.float32)

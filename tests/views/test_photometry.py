@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
+from ssl_geo.errors import UserError
 from ssl_geo.views.photometry import (
     Blur,
     ChannelRepeat,
@@ -142,3 +143,23 @@ def test_a_whole_chip_is_standardized_channels_first_as_its_pixels_are(bright: n
     expected = standardize(bright, mean, std, valid).transpose(2, 0, 1)
     np.testing.assert_array_equal(standardize_chip(chip, valid, mean, std), expected)
     np.testing.assert_array_equal(chip, before)
+
+
+def test_standardized_chips_are_finite_or_refused():
+    """A NaN or a subnormal in the statistics made every pixel NaN or infinite."""
+    image, valid = np.full((2, 4, 4), 1e6, np.float32), np.ones((4, 4), bool)
+    image[0, 1, 1], valid[1, 1] = -3.4028234663852886e38, False
+    found = standardize_chip(image, valid, [0.1, 0.2], [1e-30, 0.1])
+    assert np.isfinite(found).all()
+    assert (found[:, 1, 1] == 0).all()
+    for mean, std in [
+        (np.nan, 0.1),
+        (np.inf, 0.1),
+        (0.1, 0.0),
+        (0.1, -1.0),
+        (0.1, 1e-40),
+        (0.1, np.nan),
+        (0.1, np.inf),
+    ]:
+        with pytest.raises(UserError, match="statistics"):
+            standardize_chip(image, valid, [0.1, mean], [0.1, std])
