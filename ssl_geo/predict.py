@@ -265,10 +265,12 @@ def unfinished(
 
 def clear(stems: set[str], folder: Path) -> None:
     """Remove what a process that is dead left half written of the files of this call."""
-    for path in folder.glob(".*"):
-        found = PARTIAL.fullmatch(path.name)
-        if found and found["stem"] in stems and not alive(int(found["pid"])):
-            path.unlink(missing_ok=True)
+    partial = ((path, PARTIAL.fullmatch(path.name)) for path in folder.glob(".*"))
+    left = [path for path, found in partial if found and found["stem"] in stems and not alive(int(found["pid"]))]
+    for path in left:
+        path.unlink(missing_ok=True)
+    if left:
+        print(f"removed {len(left)} half-written files that a killed process left in {folder}")
 
 
 def alive(pid: int) -> bool:

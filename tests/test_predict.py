@@ -508,6 +508,7 @@ def test_the_same_command_again_does_what_is_not_done_and_no_more(head, scene, t
     assert main(command) == 0
     said = capsys.readouterr().out
     assert "skipped 1 of 3 scenes" in said
+    assert "removed 2 half-written files" in said
     assert f"{tmp_path / 'in' / 'b.tif'} -> " in said
     after = contents(out)
     assert {name for name in after if name.startswith(".")} == {".c.1-140.rows", f".mine.{dead_process()}-140.rows"}
