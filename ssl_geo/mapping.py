@@ -323,8 +323,8 @@ def embed_places(
         kept, noun = min(config.components or layer.channels, layer.channels), "feature"
     else:
         kept, noun = len(components.axes), "principal component"
-        for name, ends in zip(("display_low", "display_high"), components.shown, strict=True):
-            tags[name] = " ".join(f"{value:.6g}" for value in ends)
+        for end in ("low", "high"):
+            tags[f"display_{end}"] = " ".join(f"{value:.6g}" for value in getattr(components, end).tolist())
 
     def model(tiles: Tensor) -> Tensor:
         features = layer.features(tiles)

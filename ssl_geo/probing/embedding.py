@@ -25,7 +25,8 @@ from ssl_geo.weights import read_tensors
 
 FORMAT = "1"
 SAMPLED_TILES = 256
-SHOWN = 2.0  # standard deviations to either side; of a normal distribution the percentiles 2 and 98
+_SHOWN = (2, 98)  # percentiles
+_MOST_KEPT = 4096  # samples that these are of
 
 
 @dataclass(frozen=True)
@@ -35,20 +36,16 @@ class PrincipalComponents:
     Attributes:
         mean: (D,) subtracted first.
         axes: (K, D) of length 1, by falling variance; the entry of greatest magnitude of each is positive.
-        deviation: (K,) standard deviation along each.
+        low: (K,) what a display shows darkest, so that the same feature has the same colour: percentile 2.
+        high: (K,) what it shows brightest: percentile 98.
         explained: (K,) share of the total variance.
     """
 
     mean: Tensor
     axes: Tensor
-    deviation: Tensor
+    low: Tensor
+    high: Tensor
     explained: Tensor
-
-    @property
-    def shown(self) -> tuple[list[float], list[float]]:
-        """(K,) least and greatest value of each component on a display: the same feature has the same colour."""
-        reach = (SHOWN * self.deviation).tolist()
-        return [-value for value in reach], reach
 
     def project(self, features: Tensor) -> Tensor:
         """Features (B, D, h, w) → components (B, K, h, w)."""
@@ -73,6 +70,7 @@ def principal_components(samples: Iterable[npt.NDArray[np.floating]], count: int
         UserError: Fewer dimensions than components.
     """
     number, total, square = 0, np.zeros(()), np.zeros(())
+    kept, step = np.empty((0, 0)), 1  # of all samples every step-th
     shift: npt.NDArray[np.float64] | None = None  # by the first portion's mean, against cancellation
     for portion in samples:
         rows = np.asarray(portion, np.float64)
@@ -81,6 +79,9 @@ def principal_components(samples: Iterable[npt.NDArray[np.floating]], count: int
             continue
         rows = rows - shift
         number, total, square = number + len(rows), total + rows.sum(axis=0), square + rows.T @ rows
+        kept = np.concatenate([kept.reshape(-1, len(shift)), rows[::step]])
+        while len(kept) > _MOST_KEPT:
+            kept, step = kept[::2], 2 * step
     if shift is None or number < 2:
         raise EmptySceneError("fewer than 2 places have a valid pixel, and so no principal components (--data.nodata)")
     if count > len(shift):
@@ -91,9 +92,9 @@ def principal_components(samples: Iterable[npt.NDArray[np.floating]], count: int
     axes = vectors[:, ::-1].T[:count]
     axes = axes * np.sign(np.take_along_axis(axes, np.abs(axes).argmax(axis=1)[:, None], axis=1))
     variances = variances.clip(0)
-    kept = variances[::-1][:count].copy()
-    explained = kept / max(variances.sum(), np.finfo(np.float64).tiny)
-    found = (shift + centre, axes.copy(), np.sqrt(kept), explained)
+    explained = variances[::-1][:count] / max(variances.sum(), np.finfo(np.float64).tiny)
+    low, high = np.percentile((kept - centre) @ axes.T, _SHOWN, axis=0)
+    found = (shift + centre, axes.copy(), low, high, explained)
     return PrincipalComponents(*(torch.from_numpy(values).float() for values in found))
 
 
@@ -126,7 +127,7 @@ def load_basis(path: Path) -> tuple[PrincipalComponents, dict[str, str]]:
         about = dict(file.metadata() or {})
     axes = tensors.get("axes", torch.empty(0))
     rows, channels = axes.shape if axes.ndim == 2 else (0, 0)
-    shapes = {"mean": (channels,), "axes": (rows, channels), "deviation": (rows,), "explained": (rows,)}
+    shapes = {"mean": (channels,), "axes": (rows, channels), "low": (rows,), "high": (rows,), "explained": (rows,)}
     fits = {name: tuple(tensor.shape) for name, tensor in tensors.items()} == shapes and rows and channels
     fits = fits and all(tensor.dtype == torch.float32 and bool(tensor.isfinite().all()) for tensor in tensors.values())
     if not fits or about.get("format") != FORMAT or not {"layer", "backbone", "checkpoint"} <= about.keys():

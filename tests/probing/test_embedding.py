@@ -22,6 +22,9 @@ def test_portions_give_scikit_learns_components():
     np.testing.assert_allclose(
         found.project(places)[0, :, :, 0].numpy().T * signs, reference.transform(features), atol=0.01
     )
+    low, high = np.percentile(reference.transform(features) * signs, [2, 98], axis=0)
+    np.testing.assert_allclose(found.low, np.minimum(low, high), atol=0.01)
+    np.testing.assert_allclose(found.high, np.maximum(low, high), atol=0.01)
     assert (np.take_along_axis(found.axes.numpy(), np.abs(found.axes.numpy()).argmax(1)[:, None], 1) > 0).all()
 
 
@@ -70,3 +73,12 @@ def test_sampled_features_are_of_valid_places_all_over_the_scene(length):
     assert samples.max() - samples.min() > length * 0.75
     assert 1 <= tiles <= 300
     assert len(samples) <= tiles * 64
+
+
+def test_what_a_display_shows_comes_of_few_samples_spread_over_all():
+    features = np.random.default_rng(0).normal(size=(50_000, 3)) * [9, 2, 1]
+    features[40_000:, 0] += 100
+    found = principal_components(np.array_split(features, 500), 1)
+    low, high = np.percentile(features[:, 0] - features[:, 0].mean(), [2, 98])
+    sign = np.sign(found.axes[0, 0].item())
+    np.testing.assert_allclose(sorted(sign * np.array([found.low.item(), found.high.item()])), [low, high], atol=2)
