@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import signal
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+
+from ssl_geo.threads import leave_hanging
 
 
 class UserError(ValueError):
@@ -45,14 +48,30 @@ def printable(text: str) -> str:
 def one_line_errors(program: str) -> Iterator[None]:
     """Turn a `UserError` into one line on stderr and exit code 2, Ctrl-C into one and 130; other exceptions pass.
 
+    A thread that hangs in the file system does not hold up the exit.
+
     Args:
         program: The command's name, printed before the message.
     """
     try:
-        yield
-    except UserError as error:
-        print(f"{program}: error: {printable(str(error))}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print(f"{program}: stopped", file=sys.stderr)
-        raise SystemExit(130) from None  # 128 + SIGINT, as shells have it
+        try:
+            yield
+        except UserError as error:
+            print(f"{program}: error: {printable(str(error))}", file=sys.stderr)
+            raise SystemExit(2) from None
+        except KeyboardInterrupt:
+            print(f"{program}: stopped", file=sys.stderr)
+            raise SystemExit(130) from None  # 128 + SIGINT, as shells have it
+    except SystemExit as end:
+        leave_hanging(end.code)
+        raise
+
+
+def interrupt_on_termination() -> None:
+    """Let SIGTERM and SIGHUP raise KeyboardInterrupt, as Ctrl-C does, so that what is half written is cleared away.
+
+    Under nohup, SIGHUP goes on being ignored.
+    """
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from ssl_geo.config import PACK_PROGRAM, PackConfig, pack_config
-from ssl_geo.errors import UserError, one_line_errors
+from ssl_geo.errors import UserError, interrupt_on_termination, one_line_errors
 
 if __name__ == "__main__":
     SETTINGS = pack_config()
 
 import os
-import signal
 from pathlib import Path
 
 from ssl_geo.imagery.chips import cached_index
@@ -35,7 +34,7 @@ def main(config: PackConfig) -> int:
         raise UserError(f"--data {data.paths[0]} is packed already; name the imagery")
     if config.shard_mb < 1:
         raise UserError(f"--shard_mb is {config.shard_mb}; it must be at least 1")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    interrupt_on_termination()
     try:
         index = cached_index(
             Path(data.cache).expanduser(),

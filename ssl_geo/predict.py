@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ssl_geo.config import PREDICT_PROGRAM, PredictConfig, predict_config
-from ssl_geo.errors import UserError, one_line_errors
+from ssl_geo.errors import UserError, interrupt_on_termination, one_line_errors
 
 if __name__ == "__main__":  # settings first: --help answers before torch is imported
     SETTINGS = predict_config()
@@ -11,7 +11,6 @@ if __name__ == "__main__":  # settings first: --help answers before torch is imp
 import dataclasses
 import os
 import re
-import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -303,6 +302,6 @@ def notes(head: SavedHead, scene: Scene) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that what is half written is cleared away
+    interrupt_on_termination()
     with one_line_errors(PREDICT_PROGRAM):
         raise SystemExit(main(SETTINGS))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ssl_geo.config import PROBE_PROGRAM, ProbeConfig, probe_config, to_dict
-from ssl_geo.errors import UserError, nearest, one_line_errors
+from ssl_geo.errors import UserError, interrupt_on_termination, nearest, one_line_errors
 
 if __name__ == "__main__":  # settings first: --help answers before torch is imported
     SETTINGS = probe_config()
@@ -12,7 +12,6 @@ import datetime
 import hashlib
 import itertools
 import shutil
-import signal
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -414,6 +413,6 @@ def shown_chips(
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that what is half written is cleared away
+    interrupt_on_termination()
     with one_line_errors(PROBE_PROGRAM):
         raise SystemExit(main(SETTINGS))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -25,7 +24,7 @@ from ssl_geo.imagery.labelchecks import examine_labels
 from ssl_geo.imagery.pairing import label_files, read_splits, scene_name
 from ssl_geo.imagery.profiles import Part, Profile, Window, join, profile_window, windows
 from ssl_geo.imagery.scenes import Scene, UnreadableError
-from ssl_geo.imagery.survey import in_order
+from ssl_geo.threads import in_order
 
 _MAX_WORKERS = 8
 
@@ -102,17 +101,8 @@ def diagnose(
     findings: list[Finding] = []
     seen: list[_Seen] = []
     pixels = 0
-    with ThreadPoolExecutor(workers) as pool:
-        inspected = list(
-            tqdm(
-                pool.map(lambda scene: inspect(scene, settings), found),
-                "headers",
-                len(found),
-                unit=" scenes",
-                delay=2,
-                disable=not progress,
-            )
-        )
+    headers = in_order(lambda scene: inspect(scene, settings), found, workers)
+    inspected = list(tqdm(headers, "headers", len(found), unit=" scenes", delay=2, disable=not progress))
     for one, parts in _profiles(inspected, quick=quick, workers=workers, progress=progress):
         findings += one.findings
         if one.scene is not None:

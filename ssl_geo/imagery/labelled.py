@@ -7,7 +7,6 @@ import json
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from ssl_geo.imagery.rasters import READING, read_counted, read_window
 from ssl_geo.imagery.scenes import UNMEASURED
 from ssl_geo.imagery.statistics import BandStatistics
 from ssl_geo.imagery.survey import unit_notes
+from ssl_geo.threads import in_order
 
 __all__ = [
     "IGNORED",
@@ -114,13 +114,13 @@ class LabelledChips:
         self.fingerprint = self._of_files()  # before the pixels are read: what changes meanwhile shows next time
         windows: list[tuple[int, int, int]] = []
         counted: list[npt.NDArray[np.int64]] = []
-        with ThreadPoolExecutor(min(_MAX_WORKERS, os.cpu_count() or 1)) as pool:
-            for number, labelled in enumerate(tqdm(scenes, desc="reading labels", unit="image", delay=2)):
-                self._labels(number, 0, 0)  # once, before the threads share it
-                height, width = labelled.scene.height, labelled.scene.width
-                of_scene = [(number, r, c) for r in range(0, height, chip_size) for c in range(0, width, chip_size)]
-                counted += pool.map(self._count, *zip(*of_scene, strict=True))
-                windows += of_scene
+        for number, labelled in enumerate(tqdm(scenes, desc="reading labels", unit="image", delay=2)):
+            self._labels(number, 0, 0)  # once, before the threads share it
+            height, width = labelled.scene.height, labelled.scene.width
+            of_scene = [(number, r, c) for r in range(0, height, chip_size) for c in range(0, width, chip_size)]
+            workers = min(_MAX_WORKERS, os.cpu_count() or 1, len(of_scene))
+            counted += in_order(lambda window: self._count(*window), of_scene, workers)
+            windows += of_scene
         pixels = np.stack(counted)
         counts, self.unmeasured = pixels[:, :-1], int(pixels[:, -1].sum())
         kept = counts.any(axis=1)

@@ -27,8 +27,8 @@ from ssl_geo.imagery.arrays import ArrayFile, file_crc32, open_array
 from ssl_geo.imagery.chips import ChipIndex, IndexSettings
 from ssl_geo.imagery.datasets import Chip, ChipDataset
 from ssl_geo.imagery.sensors import canonical_band
-from ssl_geo.imagery.survey import in_order
 from ssl_geo.schema import conform
+from ssl_geo.threads import in_order
 
 VERSION = 1
 MANIFEST = "packed.json"

@@ -30,8 +30,8 @@ from ssl_geo.imagery.chips import ChipIndex
 from ssl_geo.imagery.packed import INDEX, JOURNAL, MANIFEST, Manifest, Shard, damaged_shards, read_index
 from ssl_geo.imagery.rasters import open_scene, read_window
 from ssl_geo.imagery.scan import BLOCK_PIXELS
-from ssl_geo.imagery.survey import in_order
 from ssl_geo.schema import conform
+from ssl_geo.threads import in_order
 
 _INDEX_BYTES = 100  # a chip takes at most in index.parquet, on the safe side
 

@@ -24,7 +24,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
@@ -36,6 +35,7 @@ from ssl_geo.errors import UserError
 from ssl_geo.files import written_whole
 from ssl_geo.imagery.geotiff import write_geotiff
 from ssl_geo.imagery.sample_spectra import BANDS, CLASSES, IGNORE
+from ssl_geo.threads import in_order
 
 SAMPLE = Path("data/sample")
 """Where the commands keep it, below the working directory."""
@@ -181,10 +181,10 @@ def make_sample(folder: Path, *, seed: int = 0, scenes: int = 24, size: int = 36
                 if stale.name not in names:
                     stale.unlink()
         # NumPy and SciPy let other threads run while they compute.
-        with ThreadPoolExecutor(min(scenes, os.cpu_count() or 1)) as pool:
-            done = pool.map(lambda plan: _make_scene(folder, plan, seed, size), plans)
-            for _ in tqdm(done, total=scenes, desc="making sample scenes", unit="scene"):
-                pass
+        workers = min(scenes, os.cpu_count() or 1)
+        done = in_order(lambda plan: _make_scene(folder, plan, seed, size), plans, workers)
+        for _ in tqdm(done, total=scenes, desc="making sample scenes", unit="scene"):
+            pass
         with written_whole(folder / _CATALOGUE) as partial:
             partial.write_text(json.dumps(catalogue, indent=1) + "\n", encoding="utf-8")
     except OSError as error:

@@ -19,7 +19,8 @@ from ssl_geo.errors import UserError
 from ssl_geo.imagery.rasters import open_scene, read_counted
 from ssl_geo.imagery.scenes import UNMEASURED, Scene, UnreadableError
 from ssl_geo.imagery.statistics import BandStatistics
-from ssl_geo.imagery.survey import NAMED_SCENES, LeftOut, SceneRecord, in_order, refuse_unreadable, unreadable_record
+from ssl_geo.imagery.survey import NAMED_SCENES, LeftOut, SceneRecord, refuse_unreadable, unreadable_record
+from ssl_geo.threads import in_order
 
 BLOCK_PIXELS = 1024  # side of what a thread reads at once: one tile of a product's JPEG 2000, 25 MB of 12 bands
 _MeasuredChip = tuple[float, tuple[int, int, int], BandStatistics]  # random priority; scene, row, col; statistics

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -23,9 +22,7 @@ from ssl_geo.imagery.scenes import (
     UnreadableError,
     listed_statements,
 )
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+from ssl_geo.threads import in_order
 
 NAMED_SCENES = 20  # scenes that a left-out record names; all are counted
 
@@ -205,18 +202,3 @@ def unreadable_record(unreadable: Mapping[str, str]) -> LeftOut:
     """What to say of scenes that cannot be read, with what was wrong with the first."""
     reason = f"unreadable, {next(iter(unreadable.values()))}"
     return LeftOut(reason, "scene", len(unreadable), tuple(unreadable)[:NAMED_SCENES])
-
-
-def in_order(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
-    """Apply `function` to the items by threads and give the results in order, with few in flight at a time.
-
-    Rasterio releases Python's lock while it reads, so threads read in parallel.
-    """
-    pending: deque[Future[Result]] = deque()
-    with ThreadPoolExecutor(workers) as pool:
-        for item in items:
-            pending.append(pool.submit(function, item))
-            if len(pending) > 2 * workers:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
