@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ssl_geo.errors import UserError, nearest
-from ssl_geo.files import written_whole
+from ssl_geo.files import remove_stale, written_whole
 from ssl_geo.imagery.archives import FoundScene, walk_scenes
 from ssl_geo.imagery.columns import mapped_columns, stored_once
 from ssl_geo.imagery.coordinates import in_metres
@@ -306,6 +306,7 @@ def cached_index(
     index = _build(found, checked, workers=workers, progress=progress)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
+        remove_stale(file.parent)
         index.save(file)
     except OSError as error:
         raise UserError(f"{file} cannot be written ({error.strerror}); name another --data.cache") from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +15,7 @@ import rasterio.shutil
 from rasterio.windows import Window
 
 from ssl_geo.errors import UserError
-from ssl_geo.files import written_whole
+from ssl_geo.files import partial_path, remove_stale, written_whole
 from ssl_geo.imagery.gdal import BLOCK_CACHE, FAILURES, ungeoreferenced_allowed
 
 COG_BLOCK = 256
@@ -136,7 +135,8 @@ def cog_by_rows(
     }
     if transform is not None:
         profile["transform"] = rasterio.Affine(*tuple(transform)[:6])
-    rows = path.with_name(f".{path.stem}.{os.getpid()}-{threading.get_ident()}.rows")
+    remove_stale(path.parent)  # the rows of a map are as large as the map, uncompressed
+    rows = partial_path(path.with_suffix(".rows"))
     creation = {
         "driver": "COG",
         "compress": "deflate",
