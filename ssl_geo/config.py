@@ -190,7 +190,7 @@ class LogConfig:
     health_every: int = 50
     """measures of the embeddings"""
     checkpoint_every: int = 500
-    """checkpoints; one is always written at the end and on SIGTERM, SIGINT or SIGUSR1"""
+    """checkpoints; one is always written at the end and on SIGTERM, SIGINT, SIGHUP or SIGUSR1"""
     keep: int = 2
     """checkpoints kept"""
 

@@ -37,14 +37,14 @@ from ssl_geo.resuming import resume_changes
 from ssl_geo.state import State
 from ssl_geo.training import distributed, runs
 from ssl_geo.training.distributed import Ranks
-from ssl_geo.training.feeding import feed
+from ssl_geo.training.feeding import allow_open_files, feed
 from ssl_geo.training.health import Monitor
 from ssl_geo.training.memory import keep_freed_memory, on_device
 from ssl_geo.training.pace import data_pace
 from ssl_geo.training.progress import Progress
 from ssl_geo.training.sampling import StepBatches
 from ssl_geo.training.step import train_step
-from ssl_geo.views.batched import BatchedMultiCrop
+from ssl_geo.views.batched import BatchedMultiCrop, ChipBatch
 from ssl_geo.views.multicrop import MultiCrop, default_recipes
 from ssl_geo.views.photometry import standardize_chip
 
@@ -54,28 +54,28 @@ MONITORED = 512  # chips whose embeddings are watched
 
 def main(config: PretrainConfig) -> int:
     """Pretrain, or go on with a run, until it is done or told to stop; returns the exit code."""
-    with runs.Interruption() as interruption:
-        try:
-            with interruption.at_once():
-                run = prepare(config)
-        except runs.Stopped:
-            folder = Path(config.resume or config.out or "")
-            again = f"go on with --resume {folder}" if runs.is_run(folder) else "run the same command again"
-            print(f"{interruption.name}: stopped before the first step; {again}")
+    with runs.Lock() as lock:
+        with runs.Interruption() as interruption:
+            try:
+                with interruption.at_once():
+                    run = prepare(config, lock)
+            except runs.Stopped:
+                folder = Path(config.resume or config.out or "")
+                again = f"go on with --resume {folder}" if runs.is_run(folder) else "run the same command again"
+                print(f"{interruption.name}: stopped before the first step; {again}")
+                return runs.INTERRUPTED
+            train(config, run, interruption)
+        distributed.shutdown()
+        state = run.state
+        if state.step < state.steps:
+            why = interruption.name or "another process has ended"
+            run.say(f"{why}: saved at step {state.step} of {state.steps}; go on with --resume {run.folder}")
             return runs.INTERRUPTED
-        train(config, run, interruption)
-    distributed.shutdown()
-    state = run.state
-    if state.step < state.steps:
-        why = interruption.name or "another process has ended"
-        run.say(f"{why}: saved at step {state.step} of {state.steps}; go on with --resume {run.folder}")
-        return runs.INTERRUPTED
-    run.say(
-        f"backbone of step {state.step}: {run.folder / 'backbone.safetensors'} (plain timm loads it, see backbone.json)"
-    )
-    if run.ranks.main:
-        report(config, run)
-    return 0
+        kept = run.folder / "backbone.safetensors"
+        run.say(f"backbone of step {state.step}: {kept} (plain timm loads it, see backbone.json)")
+        if run.ranks.main:
+            report(config, run)
+        return 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,10 +107,12 @@ class Run:
     say: Callable[[str], None]
 
 
-def prepare(config: PretrainConfig) -> Run:
-    """From scenes to batches of views: scene → chip → views; and student and teacher, in their run folder."""
+def prepare(config: PretrainConfig, lock: runs.Lock) -> Run:
+    """From scenes to batches of views: scene → chip → views; and student and teacher, in their run folder, locked."""
     ranks = distributed.setup(config.device)
     say = print if ranks.main else (lambda *_: None)
+    if config.resume and ranks.main:
+        lock.take(Path(config.resume), say)
 
     with ranks.main_first():
         index = chip_index(config)
@@ -128,6 +130,9 @@ def prepare(config: PretrainConfig) -> Run:
     recipes = {name: v for name, v in dataclasses.asdict(config.views).items() if name not in ("backend", "season")}
     global_views, local_views = default_recipes(index.chip_size, patch_size, **recipes)
     crops = MultiCrop(mean, std, global_views=global_views, local_views=local_views)
+    batched = config.views.backend == "torch"
+    workers = default_workers(ranks.on_this_machine) if config.data.workers is None else config.data.workers
+    allow_open_files(workers=workers, tensors=len(ChipBatch._fields) if batched else len(crops.recipes))
     changes = resume_changes(to_dict(config), to_dict(PretrainConfig())) if config.resume else []
     config.data.chip_size = index.chip_size
     chips, side = open_chips(index, config.data.paths), index.chip_size // patch_size * patch_size
@@ -149,7 +154,7 @@ def prepare(config: PretrainConfig) -> Run:
             say(f"changed, so that the result will be another: {line}")
     settings = to_yaml(dataclasses.replace(config, resume=None, resume_changed=False))
     if ranks.main and not config.resume:
-        runs.begin(folder, index.save, settings)
+        runs.begin(folder, lock, index.save, settings)
     elif ranks.main and changes:
         runs.write_settings(folder, settings)
 
@@ -162,10 +167,8 @@ def prepare(config: PretrainConfig) -> Run:
         rank=ranks.rank,
         world=ranks.world,
     )
-    batched = config.views.backend == "torch"
     dataset: Batches[Any] = (ChipBatches if batched else ViewBatches)(chips, crops, config.seed, season)
     views_of: Callable[[Any], list[Tensor]] = BatchedMultiCrop(crops, ranks.device) if batched else list
-    workers = default_workers(ranks.on_this_machine) if config.data.workers is None else config.data.workers
     batches = feed(dataset, order, workers=workers, pinned=ranks.device.type == "cuda", say=tqdm.write)
     if ranks.device.type == "cpu":
         keep_freed_memory()

@@ -279,7 +279,8 @@ def test_a_run_with_two_dates_of_a_place_says_so_and_is_resumed_as_it_was(tmp_pa
 def test_every_second_view_of_a_run_is_of_another_date(tmp_path, arguments, dates, capsys):
     def views(name: str, *settings: str) -> list[torch.Tensor]:
         wanted = [*arguments, "--data", str(dates), "--steps", "1", "--out", str(tmp_path / name), *settings]
-        return next(iter(prepare(pretrain_config(wanted)).batches))
+        with runs.Lock() as lock:
+            return next(iter(prepare(pretrain_config(wanted), lock).batches))
 
     none = views("none")
     assert "season" not in capsys.readouterr().out
@@ -296,14 +297,16 @@ def test_every_second_view_of_a_run_is_of_another_date(tmp_path, arguments, date
 @pytest.mark.parametrize(("backbone", "lr"), [(VIT, 5e-4), (["--backbone.name", "resnet10t"], 1e-3 * 256 / 4)])
 def test_a_transformer_that_unlearned_at_the_rate_of_small_networks(tmp_path, arguments, backbone, lr):
     config = pretrain_config([*arguments, *backbone, "--steps", "1", "--out", str(tmp_path / "run")])
-    prepare(config)
+    with runs.Lock() as lock:
+        prepare(config, lock)
     assert config.optim.lr == pytest.approx(lr)
 
 
 def test_a_skipped_step_names_both_dates_that_its_views_show(tmp_path, arguments, dates):
     wanted = [*arguments, "--data", str(dates), "--views.season", "1", "--steps", "2", "--out", str(tmp_path / "run")]
     config = pretrain_config(wanted)
-    run = prepare(config)
+    with runs.Lock() as lock:
+        run = prepare(config, lock)
     run.state.skips.note(torch.tensor(False))
     run.state.step = 1
     mind_skips(config, run, print)

@@ -10,6 +10,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ssl_geo.errors import UserError
+
 
 def mapped_columns(path: str | os.PathLike[str], once: Collection[str]) -> pa.Table:
     """The columns of a Parquet file, each a chunk that lies in a mapped file without a name.
@@ -20,21 +22,41 @@ def mapped_columns(path: str | os.PathLike[str], once: Collection[str]) -> pa.Ta
     Args:
         path: The file.
         once: Columns whose values come again and again.
+
+    Raises:
+        UserError: The folder for scratch files has no room for them.
     """
     columns = {}
-    with tempfile.TemporaryDirectory() as scratch:
-        for name in pq.read_schema(path).names:
-            column = pq.read_table(path, columns=[name])[name].unify_dictionaries().combine_chunks()
-            table = pa.table({name: stored_once(column) if name in once else column})
-            file = str(Path(scratch) / "column")
-            with pa.ipc.new_file(file, table.schema) as writer:
-                writer.write_table(table)
-            with pa.memory_map(file) as mapped:
-                columns[name] = pa.ipc.open_file(mapped).read_all()[name]
-            Path(file).unlink()
-            del column, table
-            pa.default_memory_pool().release_unused()
+    for name in pq.read_schema(path).names:
+        column = pq.read_table(path, columns=[name])[name].unify_dictionaries().combine_chunks()
+        table = pa.table({name: stored_once(column) if name in once else column})
+        try:
+            columns[name] = _mapped(table)[name]
+        except OSError as error:  # of the scratch file: nothing is wrong with the one that is read
+            raise UserError(
+                f"no scratch file can be written to {_scratch()} ({os.strerror(error.errno or 0)}), where the columns "
+                f"of {path} would lie: make room there, or set TMPDIR to a folder on another disk"
+            ) from error
+        del column, table
+        pa.default_memory_pool().release_unused()
     return pa.table(columns)
+
+
+def _mapped(table: pa.Table) -> pa.Table:
+    """The same table in a mapped file without a name."""
+    with tempfile.TemporaryDirectory() as scratch:
+        file = str(Path(scratch) / "column")
+        with pa.ipc.new_file(file, table.schema) as writer:
+            writer.write_table(table)
+        with pa.memory_map(file) as mapped:
+            return pa.ipc.open_file(mapped).read_all()
+
+
+def _scratch() -> str:
+    try:
+        return tempfile.gettempdir()
+    except FileNotFoundError:  # no folder for them can be written at all
+        return os.environ.get("TMPDIR", "/tmp")
 
 
 def stored_once(column: pa.Array) -> pa.DictionaryArray:

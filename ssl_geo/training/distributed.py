@@ -5,6 +5,9 @@ from __future__ import annotations
 import datetime
 import inspect
 import os
+import signal
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +27,7 @@ Batch = TypeVar("Batch")
 
 # Other ranks wait this long while the main one indexes an archive.
 _PATIENCE = datetime.timedelta(hours=3)
+GRACE = 30.0  # seconds that torchrun gives a process to leave, and so does its loss
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,8 @@ def setup(device: str = "auto") -> Ranks:
             )
         place = torch.device("cuda", local_rank)
         torch.cuda.set_device(place)
+    if dist.is_torchelastic_launched():
+        stop_without(os.getppid())
     if world > 1:
         store, _, _ = next(rendezvous("env://", timeout=_PATIENCE))
         # torchrun keeps its store when it restarts: without a name of its own a rank would call those that died.
@@ -91,6 +97,26 @@ def setup(device: str = "auto") -> Ranks:
         backend = "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=_PATIENCE)
     return Ranks(rank, world, local_rank, int(os.environ.get("LOCAL_WORLD_SIZE", world)), place)
+
+
+def stop_without(agent: int) -> None:
+    """Tell this process to stop (SIGTERM) when it has lost its parent, and kill it where it has not left in time.
+
+    When torchrun is killed, nobody stops the processes that it started: they would go on, and write beside those that
+    are started next.
+
+    Args:
+        agent: Process id of the parent.
+    """
+
+    def watch() -> None:
+        while os.getppid() == agent:
+            time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(GRACE)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def shutdown() -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import multiprocessing
+import os
+import resource
 import signal
 from collections.abc import Callable, Iterator
+from functools import partial
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from typing import Any, Generic, TypeVar
@@ -18,6 +22,34 @@ from ssl_geo.training.sampling import StepBatches
 Batch = TypeVar("Batch")
 
 PATIENCE = 3  # deaths of loader processes in a row, with no batch between them
+AHEAD = 2  # batches that a loader process makes before they are asked for
+OTHER_FILES = 96  # that a process may have open: 64 scenes (ssl_geo.imagery.gdal), a checkpoint, modules, ...
+PIPES = 8  # of each loader process, at either end
+_PR_SET_PDEATHSIG = 1  # prctl(2)
+
+
+def allow_open_files(*, workers: int, tensors: int) -> None:
+    """Raise this process's limit of open files where its loaders may need more than it is.
+
+    A tensor of a batch is handed over as an open file, and where one too many is opened torch waits for ever.
+
+    Args:
+        workers: Loader processes.
+        tensors: Of a batch.
+
+    Raises:
+        UserError: The machine does not allow as many.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = OTHER_FILES + workers * (PIPES + AHEAD * tensors)
+    if workers == 0 or soft == resource.RLIM_INFINITY or needed <= soft:
+        return
+    if hard != resource.RLIM_INFINITY and needed > hard:
+        raise UserError(
+            f"the limit of open files is {hard} (ulimit -n) and {workers} loader processes may need {needed}: raise it "
+            f"with ulimit -n {needed}, or lower --data.workers (0: no loader processes)"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 def feed(
@@ -47,7 +79,8 @@ def feed(
             batch_size=None,  # a key of the data set is a batch
             num_workers=workers,
             pin_memory=pinned,
-            worker_init_fn=_leave_signals_to_the_run,
+            prefetch_factor=AHEAD if workers else None,
+            worker_init_fn=partial(_stay_with_the_run, os.getpid()),
         )
         batches: Iterator[Any] = iter(loader)
         if workers:
@@ -89,10 +122,18 @@ def _dead(processes: list[BaseProcess]) -> str | None:
     return signal.Signals(-codes[0]).name if codes[0] < 0 else f"exit code {codes[0]}"
 
 
-def _leave_signals_to_the_run(worker: int) -> None:
-    """Schedulers signal all processes of a job: the run saves and leaves, and takes its loaders with it."""
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+def _stay_with_the_run(run: int, worker: int) -> None:
+    """Leave signals to the run, and end where it has ended.
+
+    Schedulers signal all processes of a job: the run saves and leaves, and takes its loaders with it. Where it was
+    killed (SIGKILL), the kernel ends them (Linux), also while they are blocked.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+    if prctl := getattr(ctypes.CDLL(None), "prctl", None):
+        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != run:
+        os._exit(1)
 
 
 class _Told(Dataset[Any], Generic[Batch]):

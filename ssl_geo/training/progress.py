@@ -11,6 +11,7 @@ from typing import TypeVar
 from torch import Tensor
 from tqdm import tqdm
 
+from ssl_geo.errors import UserError
 from ssl_geo.training.health import collapse_warning
 from ssl_geo.training.runs import RunLog
 
@@ -81,7 +82,11 @@ class Progress:
     def __enter__(self) -> Progress:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
         self._bar.close()
         if self._log:
-            self._log.close()
+            try:
+                self._log.close()
+            except UserError:
+                if kind is None:  # else what ended the loop is what the user must hear of
+                    raise

@@ -7,12 +7,17 @@ RUN/tensorboard/           the same as curves
 RUN/checkpoints/step-*.pt  the last few, each complete
 RUN/backbone.safetensors   what is kept, with backbone.json beside it
 RUN/skipped/               the views of the first steps that were not finite, if there were any
+RUN/.lock                  who writes here, while somebody does
 """
 
 from __future__ import annotations
 
+import datetime
+import fcntl
 import json
+import os
 import signal
+import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,7 +31,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from ssl_geo.errors import UserError
-from ssl_geo.files import written_whole
+from ssl_geo.files import partial_files, written_whole
 from ssl_geo.weights import check_whole, read_torch
 
 Batch = TypeVar("Batch")
@@ -44,8 +49,8 @@ def claim(folder: Path) -> None:
     if is_run(folder):
         raise UserError(f"--out {folder} is in use; go on with it by --resume {folder}, or name another folder")
     # What a run leaves that was killed before its settings were written is no run.
-    begun = folder.is_dir() and {path.name for path in folder.iterdir()} <= {"checkpoints", "index.parquet"}
-    if folder.exists() and not begun:
+    begun = {folder / name for name in ("checkpoints", "index.parquet", ".lock")} | {*partial_files(folder)}
+    if folder.exists() and not (folder.is_dir() and {*folder.iterdir()} <= begun):
         raise UserError(f"--out {folder} is in use and no run; name another folder")
     try:
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
@@ -55,17 +60,83 @@ def claim(folder: Path) -> None:
         ) from error
 
 
-def begin(folder: Path, save_index: Callable[[Path], None], settings: str) -> None:
-    """Claim the folder and write what makes it a run: its index, then its settings.
+def begin(folder: Path, lock: Lock, save_index: Callable[[Path], None], settings: str) -> None:
+    """Claim the folder, lock it, and write what makes it a run: its index, then its settings.
 
     Raises:
         UserError: The folder is in use, or cannot be written.
     """
     claim(folder)
+    lock.take(folder)
+    claim(folder)  # another run may have begun here between the two
     path = folder / "index.parquet"
-    with _room_for(path, "make room, then run the same command again"):
+    with _room_for(path, lambda: "make room, then run the same command again"):
         save_index(path)
     write_settings(folder, settings)
+
+
+class Lock:
+    """Keeps other processes from writing to a run folder, until it is released or this process ends, however it ends.
+
+    It is a record lock of POSIX, so that loader processes do not inherit it when they are forked, and NFS knows it.
+    """
+
+    def __init__(self) -> None:
+        self._path: Path | None = None
+
+    def take(self, folder: Path, say: Callable[[str], None] = print) -> None:
+        """Lock the folder and remove what killed writers left there; a file system without locks is reported.
+
+        Raises:
+            UserError: Another process holds it; or the folder cannot be written.
+        """
+        path = folder / ".lock"
+        while self._path is None:
+            with _room_for(path, lambda: "give it to who starts this command"):
+                descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+            try:
+                fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError) as error:
+                text = os.read(descriptor, 300).decode(errors="replace")
+                os.close(descriptor)
+                holder = "".join(letter for letter in text if letter.isprintable()) or "another process"
+                raise UserError(
+                    f"{folder} is being written by {holder}: wait until that has ended, or stop it; where its host has "
+                    f"crashed, delete {path}"
+                ) from error
+            except OSError as error:
+                os.close(descriptor)
+                say(f"{folder} cannot be locked ({error.strerror}): let no other process write to it meanwhile")
+                return
+            if _is_at(descriptor, path):  # else the one before has just removed it
+                self._path, self._descriptor = path, descriptor
+            else:
+                os.close(descriptor)
+        since = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
+        os.ftruncate(descriptor, 0)
+        with _room_for(path, lambda: "make room, then run the same command again"):
+            os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()} since {since}".encode())
+        for place in (folder, folder / "checkpoints", folder / "skipped"):
+            for left in partial_files(place):
+                left.unlink(missing_ok=True)
+
+    def __enter__(self) -> Lock:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._path is not None:
+            if _is_at(self._descriptor, self._path):
+                self._path.unlink(missing_ok=True)
+            os.close(self._descriptor)
+            self._path = None
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """Whether an open file is the one that has this path."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except OSError:
+        return False
 
 
 def write_settings(folder: Path, settings: str) -> None:
@@ -75,7 +146,7 @@ def write_settings(folder: Path, settings: str) -> None:
         UserError: It cannot be written.
     """
     path = folder / "config.yaml"
-    with _room_for(path, "make room, then run the same command again"), written_whole(path) as partial:
+    with _room_for(path, lambda: "make room, then run the same command again"), written_whole(path) as partial:
         partial.write_text(settings)
 
 
@@ -97,7 +168,7 @@ def save_checkpoint(folder: Path, step: int, content: dict[str, Any], keep: int)
         UserError: It could not be written; those before it are as they were.
     """
     path = folder / "checkpoints" / f"step-{step:08d}.pt"
-    with _room_for(path, _going_on(folder)), written_whole(path) as partial:
+    with _room_for(path, lambda: _resuming(folder)), written_whole(path) as partial:
         with partial.open("wb") as file:
             torch.save(content, file)
         check_whole(partial)
@@ -107,8 +178,8 @@ def save_checkpoint(folder: Path, step: int, content: dict[str, Any], keep: int)
 
 
 @contextmanager
-def _room_for(path: Path, mend: str) -> Iterator[None]:
-    """Say in one line what could not be written, most often because the disk is full, and how to go on."""
+def _room_for(path: Path, fix: Callable[[], str]) -> Iterator[None]:
+    """Report in one line what could not be written, most often because the disk is full, and how to resume."""
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
@@ -116,11 +187,18 @@ def _room_for(path: Path, mend: str) -> Iterator[None]:
         if not isinstance(cause, OSError | SafetensorError):
             raise
         reason = cause.strerror if isinstance(cause, OSError) else cause
-        raise UserError(f"{path} could not be written ({reason}); {mend}") from error
+        raise UserError(f"{path} could not be written ({reason}); {fix()}") from error
 
 
-def _going_on(folder: Path) -> str:
-    return f"the checkpoints there are are intact: make room, then --resume {folder}"
+def _resuming(folder: Path) -> str:
+    """What is left of a run that cannot write, and what to do."""
+    if not folder.is_dir():
+        return f"{folder} was moved or removed: give --resume the folder where it is now"
+    if not (folder / "checkpoints").is_dir():
+        return f"{folder / 'checkpoints'} was moved or removed: put it back, then --resume {folder}"
+    if kept := checkpoints(folder):
+        return f"the checkpoints up to {kept[-1].name} are intact: make room, then --resume {folder}"
+    return f"there is no checkpoint yet: make room, then --resume {folder} starts again at step 0"
 
 
 def keep_skipped(folder: Path, step: int, rank: int, views: Sequence[Tensor], chips: list[dict[str, Any]]) -> Path:
@@ -134,11 +212,12 @@ def keep_skipped(folder: Path, step: int, rank: int, views: Sequence[Tensor], ch
         chips: What names each of the B chips; goes into the file's metadata as JSON.
     """
     path = folder / "skipped" / f"step-{step:08d}-rank-{rank}.safetensors"
-    path.parent.mkdir(exist_ok=True)
     if len(list(path.parent.glob(f"step-*-rank-{rank}.safetensors"))) < SKIPPED_KEPT:
         tensors = {f"view-{number}": view.cpu().contiguous() for number, view in enumerate(views)}
-        with _room_for(path, _going_on(folder)), written_whole(path) as partial:
-            save_file(tensors, partial, metadata={"chips": json.dumps(chips)})
+        with _room_for(path, lambda: _resuming(folder)):
+            path.parent.mkdir(exist_ok=True)
+            with written_whole(path) as partial:
+                save_file(tensors, partial, metadata={"chips": json.dumps(chips)})
     return path.parent
 
 
@@ -191,7 +270,7 @@ class RunLog:
 
     def __init__(self, folder: Path, step: int = 0) -> None:
         self._folder, self._path = folder, folder / "log.jsonl"
-        with _room_for(self._path, _going_on(folder)):
+        with _room_for(self._path, lambda: _resuming(folder)):
             self._open(self._path, step)
 
     def _open(self, path: Path, step: int) -> None:
@@ -208,7 +287,7 @@ class RunLog:
         Raises:
             UserError: It could not be written.
         """
-        with _room_for(self._path, _going_on(self._folder)):
+        with _room_for(self._path, lambda: _resuming(self._folder)):
             self._file.write(json.dumps(record) + "\n")
             self._file.flush()
             for name, value in record.items():
@@ -216,9 +295,16 @@ class RunLog:
                     self._curves.add_scalar(name, value, record["step"])
 
     def close(self) -> None:
-        """Flush both."""
-        self._file.close()
-        self._curves.close()
+        """Flush both.
+
+        Raises:
+            UserError: They could not be written.
+        """
+        with _room_for(self._path, lambda: _resuming(self._folder)):
+            try:
+                self._file.close()
+            finally:
+                self._curves.close()
 
 
 def _step_of(line: str) -> float:
@@ -233,9 +319,9 @@ class Stopped(BaseException):
 
 
 class Interruption:
-    """Notes SIGTERM, SIGINT and SIGUSR1, so that the loop saves and leaves between two steps.
+    """Notes SIGTERM, SIGINT, SIGHUP and SIGUSR1, so that the loop saves and leaves between two steps.
 
-    A second SIGINT raises KeyboardInterrupt at once.
+    A second SIGINT raises KeyboardInterrupt at once. Under nohup, SIGHUP goes on being ignored.
     """
 
     def __init__(self) -> None:
@@ -243,7 +329,8 @@ class Interruption:
         self._at_once = False
 
     def __enter__(self) -> Interruption:
-        signals = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+        hangup = () if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (signal.SIGHUP,)
+        signals = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, *hangup)
         self._before = {number: signal.signal(number, self._note) for number in signals}
         return self
 
