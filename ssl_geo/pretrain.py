@@ -39,6 +39,7 @@ from ssl_geo.training import distributed, runs
 from ssl_geo.training.distributed import Ranks
 from ssl_geo.training.feeding import allow_open_files, feed
 from ssl_geo.training.health import Monitor
+from ssl_geo.training.lock import Lock
 from ssl_geo.training.memory import keep_freed_memory, on_device
 from ssl_geo.training.pace import data_pace
 from ssl_geo.training.progress import Progress
@@ -54,7 +55,7 @@ MONITORED = 512  # chips whose embeddings are watched
 
 def main(config: PretrainConfig) -> int:
     """Pretrain, or go on with a run, until it is done or told to stop; returns the exit code."""
-    with runs.Lock() as lock:
+    with Lock() as lock:
         with runs.Interruption() as interruption:
             try:
                 with interruption.at_once():
@@ -107,7 +108,7 @@ class Run:
     say: Callable[[str], None]
 
 
-def prepare(config: PretrainConfig, lock: runs.Lock) -> Run:
+def prepare(config: PretrainConfig, lock: Lock) -> Run:
     """From scenes to batches of views: scene → chip → views; and student and teacher, in their run folder, locked."""
     ranks = distributed.setup(config.device)
     say = print if ranks.main else (lambda *_: None)

@@ -226,6 +226,67 @@ def test_a_signal_during_the_start_leaves_at_once(tmp_path, arguments, monkeypat
     assert main(pretrain_config(["--resume", str(tmp_path / "run")])) == 0
 
 
+@pytest.mark.parametrize("lost", ["", "checkpoints"])
+def test_a_run_that_loses_its_folder_or_its_checkpoints_says_so_in_one_line(tmp_path, arguments, monkeypatch, lost):
+    """It was a traceback, or "the checkpoints there are are intact"."""
+    run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    step = ssl_geo.pretrain.train_step
+
+    def step_that_loses(*given, **more):
+        if given[4] == 3:
+            (run / lost).rename(elsewhere)
+        return step(*given, **more)
+
+    monkeypatch.setattr(ssl_geo.pretrain, "train_step", step_that_loses)
+    with pytest.raises(UserError, match=f"{run / lost} was moved or removed: .*--resume"):
+        pretrain(run, arguments, "--steps", "6", "--log.checkpoint_every", "2")
+    if not lost:
+        assert runs.last_checkpoint(elsewhere)["step"] == 2
+        assert main(pretrain_config(["--resume", str(elsewhere)])) == 0
+
+
+def test_a_run_that_another_process_writes_is_left_alone(tmp_path, arguments):
+    run = tmp_path / "run"
+    pretrain(run, arguments, "--steps", "2")
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
+    code = "import sys, time; from pathlib import Path; from ssl_geo.training.lock import Lock; lock = Lock()"
+    code += "; lock.take(Path(sys.argv[1])); print(flush=True); time.sleep(600)"
+    with subprocess.Popen([sys.executable, "-c", code, str(run)], stdout=subprocess.PIPE) as holder:
+        holder.stdout.readline()
+        with pytest.raises(UserError, match=f"is being written by process {holder.pid} on "):
+            main(pretrain_config(["--resume", str(run)]))
+        holder.kill()
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert main(pretrain_config(["--resume", str(run)])) == 0
+
+
+HANGING = """
+import os, sys
+import ssl_geo.imagery.survey
+import ssl_geo.pretrain
+from ssl_geo.config import pretrain_config
+from ssl_geo.errors import one_line_errors
+silent, _ = os.pipe()
+def open_scene(*given, **more):
+    print("opening", flush=True)
+    os.read(silent, 1)  # as a file system does whose server is gone
+ssl_geo.imagery.survey.open_scene = open_scene
+with one_line_errors("ssl_geo.pretrain"):
+    sys.exit(ssl_geo.pretrain.main(pretrain_config(sys.argv[1:])))
+"""
+
+
+def test_a_run_whose_indexing_hangs_in_the_file_system_stops_when_told(tmp_path, arguments):
+    command = [sys.executable, "-c", HANGING, *arguments, "--out", str(tmp_path / "run")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "opening\n"
+        process.send_signal(signal.SIGHUP)
+        said, errors = process.communicate(timeout=100)
+    assert process.returncode == runs.INTERRUPTED
+    assert "SIGHUP: stopped before the first step; run the same command again" in said
+    assert errors == ""
+
+
 LOADER = """
 import os, sys
 import ssl_geo.pretrain

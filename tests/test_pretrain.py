@@ -25,6 +25,7 @@ from ssl_geo.imagery.geotiff import write_geotiff
 from ssl_geo.pack import main as pack
 from ssl_geo.pretrain import default_workers, main, mind_skips, prepare
 from ssl_geo.training import distributed, runs
+from ssl_geo.training.lock import Lock
 
 TINY = [
     *("--data.chip_size", "32", "--views.local_count", "2", "--optim.batch_size", "4"),
@@ -279,7 +280,7 @@ def test_a_run_with_two_dates_of_a_place_says_so_and_is_resumed_as_it_was(tmp_pa
 def test_every_second_view_of_a_run_is_of_another_date(tmp_path, arguments, dates, capsys):
     def views(name: str, *settings: str) -> list[torch.Tensor]:
         wanted = [*arguments, "--data", str(dates), "--steps", "1", "--out", str(tmp_path / name), *settings]
-        with runs.Lock() as lock:
+        with Lock() as lock:
             return next(iter(prepare(pretrain_config(wanted), lock).batches))
 
     none = views("none")
@@ -297,7 +298,7 @@ def test_every_second_view_of_a_run_is_of_another_date(tmp_path, arguments, date
 @pytest.mark.parametrize(("backbone", "lr"), [(VIT, 5e-4), (["--backbone.name", "resnet10t"], 1e-3 * 256 / 4)])
 def test_a_transformer_that_unlearned_at_the_rate_of_small_networks(tmp_path, arguments, backbone, lr):
     config = pretrain_config([*arguments, *backbone, "--steps", "1", "--out", str(tmp_path / "run")])
-    with runs.Lock() as lock:
+    with Lock() as lock:
         prepare(config, lock)
     assert config.optim.lr == pytest.approx(lr)
 
@@ -305,7 +306,7 @@ def test_a_transformer_that_unlearned_at_the_rate_of_small_networks(tmp_path, ar
 def test_a_skipped_step_names_both_dates_that_its_views_show(tmp_path, arguments, dates):
     wanted = [*arguments, "--data", str(dates), "--views.season", "1", "--steps", "2", "--out", str(tmp_path / "run")]
     config = pretrain_config(wanted)
-    with runs.Lock() as lock:
+    with Lock() as lock:
         run = prepare(config, lock)
     run.state.skips.note(torch.tensor(False))
     run.state.step = 1

@@ -12,12 +12,8 @@ RUN/.lock                  who writes here, while somebody does
 
 from __future__ import annotations
 
-import datetime
-import fcntl
 import json
-import os
 import signal
-import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +28,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from ssl_geo.errors import UserError
 from ssl_geo.files import partial_files, written_whole
+from ssl_geo.training.lock import Lock
 from ssl_geo.weights import check_whole, read_torch
 
 Batch = TypeVar("Batch")
@@ -73,70 +70,6 @@ def begin(folder: Path, lock: Lock, save_index: Callable[[Path], None], settings
     with _room_for(path, lambda: "make room, then run the same command again"):
         save_index(path)
     write_settings(folder, settings)
-
-
-class Lock:
-    """Keeps other processes from writing to a run folder, until it is released or this process ends, however it ends.
-
-    It is a record lock of POSIX, so that loader processes do not inherit it when they are forked, and NFS knows it.
-    """
-
-    def __init__(self) -> None:
-        self._path: Path | None = None
-
-    def take(self, folder: Path, say: Callable[[str], None] = print) -> None:
-        """Lock the folder and remove what killed writers left there; a file system without locks is reported.
-
-        Raises:
-            UserError: Another process holds it; or the folder cannot be written.
-        """
-        path = folder / ".lock"
-        while self._path is None:
-            with _room_for(path, lambda: "give it to who starts this command"):
-                descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-            try:
-                fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except (BlockingIOError, PermissionError) as error:
-                text = os.read(descriptor, 300).decode(errors="replace")
-                os.close(descriptor)
-                holder = "".join(letter for letter in text if letter.isprintable()) or "another process"
-                raise UserError(
-                    f"{folder} is being written by {holder}: wait until that has ended, or stop it; where its host has "
-                    f"crashed, delete {path}"
-                ) from error
-            except OSError as error:
-                os.close(descriptor)
-                say(f"{folder} cannot be locked ({error.strerror}): let no other process write to it meanwhile")
-                return
-            if _is_at(descriptor, path):  # else the one before has just removed it
-                self._path, self._descriptor = path, descriptor
-            else:
-                os.close(descriptor)
-        since = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
-        os.ftruncate(descriptor, 0)
-        with _room_for(path, lambda: "make room, then run the same command again"):
-            os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()} since {since}".encode())
-        for place in (folder, folder / "checkpoints", folder / "skipped"):
-            for left in partial_files(place):
-                left.unlink(missing_ok=True)
-
-    def __enter__(self) -> Lock:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._path is not None:
-            if _is_at(self._descriptor, self._path):
-                self._path.unlink(missing_ok=True)
-            os.close(self._descriptor)
-            self._path = None
-
-
-def _is_at(descriptor: int, path: Path) -> bool:
-    """Whether an open file is the one that has this path."""
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    except OSError:
-        return False
 
 
 def write_settings(folder: Path, settings: str) -> None:

@@ -1,9 +1,11 @@
 """Collectives against one process; run as a script, this file is one of two processes."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -236,3 +238,23 @@ def test_wrap_averages_gradients(found: list[dict]) -> None:
 
 if __name__ == "__main__":
     one_of_two(Path(sys.argv[1]))
+
+
+def test_a_process_that_lost_torchrun_is_told_to_stop_and_killed_where_it_does_not(tmp_path, monkeypatch):
+    """Killed with SIGKILL, torchrun left processes behind that went on writing to the run."""
+    told = []
+    slept = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        monkeypatch.setattr(os, "getppid", lambda: 1)
+
+    monkeypatch.setattr(os, "getppid", lambda: 4711)
+    monkeypatch.setattr(os, "kill", lambda process, number: told.append((process, number)))
+    monkeypatch.setattr(distributed.time, "sleep", sleep)
+    before = set(threading.enumerate())
+    distributed.stop_without(4711)
+    for thread in set(threading.enumerate()) - before:
+        thread.join(60)
+    assert told == [(os.getpid(), signal.SIGTERM), (os.getpid(), signal.SIGKILL)]
+    assert slept[-1] == distributed.GRACE

@@ -1,3 +1,5 @@
+import errno
+import fcntl
 import json
 import os
 import pickle
@@ -13,7 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ssl_geo.errors import UserError
+from ssl_geo.files import partial_path
 from ssl_geo.training import runs
+from ssl_geo.training.lock import Lock
+from ssl_geo.training.progress import Progress
 
 
 @pytest.fixture
@@ -47,6 +52,82 @@ def test_a_run_killed_before_its_settings_were_written_may_be_claimed_again(tmp_
     (tmp_path / "index.parquet").touch()
     assert not runs.is_run(tmp_path)
     runs.claim(tmp_path)
+
+
+@pytest.mark.parametrize("name", [".index.4711-140213.parquet", ".index.partial-0a1b2c3d-4711-4712.parquet"])
+def test_a_run_killed_while_its_index_was_written_is_begun_again(tmp_path, name):
+    """The file half written made the folder "in use and no run", for ever."""
+    runs.claim(tmp_path)
+    (tmp_path / name).write_bytes(b"PAR1")
+    with Lock() as lock:
+        runs.begin(tmp_path, lock, lambda path: path.touch(), "seed: 0\n")
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoints", "index.parquet", "config.yaml"}
+
+
+HOLDER = """
+import os, sys, time
+from pathlib import Path
+from ssl_geo.training.lock import Lock
+with Lock() as lock:
+    lock.take(Path(sys.argv[1]))
+    if loader := os.fork():
+        print(loader, flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_run_folder_is_locked_until_its_process_ends_however_long_its_loaders_live(run):
+    """Two `--resume RUN` once destroyed each other's checkpoints."""
+    holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(run)], stdout=subprocess.PIPE, text=True)
+    with holder:
+        assert holder.stdout is not None
+        loader = int(holder.stdout.readline())
+        try:
+            with pytest.raises(UserError, match=rf"is being written by process {holder.pid} on .* since 20\d\d-"):
+                Lock().take(run)
+            with pytest.raises(UserError, match=f"process {holder.pid} "):
+                runs.begin(run, Lock(), lambda path: path.touch(), "seed: 0\n")
+            assert not runs.is_run(run)
+            left = [run / ".backbone.12-34.safetensors", run / "checkpoints" / partial_path(run / "step-1.pt").name]
+            for path in left:
+                path.touch()
+            holder.kill()
+            holder.wait()
+            os.kill(loader, 0)  # lives, and inherited everything but the lock
+            with Lock() as lock:
+                lock.take(run)
+                assert not any(path.exists() for path in left)
+            assert not (run / ".lock").exists()
+        finally:
+            holder.kill()
+            os.kill(loader, signal.SIGKILL)
+
+
+def test_a_file_system_without_locks_is_reported_and_nothing_is_removed(run, monkeypatch):
+    def without(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    (run / ".backbone.12-34.safetensors").touch()
+    monkeypatch.setattr(fcntl, "lockf", without)
+    said: list[str] = []
+    with Lock() as lock:
+        lock.take(run, said.append)
+    assert "cannot be locked (No locks available)" in said[0]
+    assert (run / ".backbone.12-34.safetensors").exists()
+
+
+def test_a_full_disk_that_hits_the_log_first_is_one_line(run):
+    """Closing the log raised over the line that the user was to see."""
+
+    def write() -> None:
+        with Progress(run, start=0, steps=9, batch_size=1, main=True) as progress:
+            progress._log._file.close()
+            progress._log._file = full
+            progress.record(1, torch.tensor(1.0), {})
+
+    words = r"log.jsonl could not be written \(No space left on device\); there is no checkpoint yet"
+    with Path("/dev/full").open("a") as full, pytest.raises(UserError, match=words):
+        write()
 
 
 def test_the_last_checkpoints_are_kept_and_read_back(run):
@@ -197,7 +278,7 @@ def test_the_log_forgets_what_came_after_the_resumed_step(run):
     assert lines == [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 0.5}, {"step": 3, "loss": 7.0}]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
 def test_a_signal_is_noted_and_handlers_are_put_back(number):
     before = signal.getsignal(number)
     with runs.Interruption() as interruption:
@@ -212,3 +293,13 @@ def test_a_second_ctrl_c_leaves_at_once():
         os.kill(os.getpid(), signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_under_nohup_a_run_goes_on_when_its_terminal_is_closed():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with runs.Interruption() as interruption:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert interruption.name is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
