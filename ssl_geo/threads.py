@@ -8,7 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
@@ -56,9 +56,9 @@ def in_order(function: Callable[[Item], Result], items: Iterable[Item], workers:
             pending.append(Future())
             tasks.put((pending[-1], function, item))
             if len(pending) > 2 * workers:
-                yield pending.popleft().result()
+                yield _result(pending.popleft())
         while pending:
-            yield pending.popleft().result()
+            yield _result(pending.popleft())
     finally:
         for future in pending:
             future.cancel()
@@ -68,6 +68,13 @@ def in_order(function: Callable[[Item], Result], items: Iterable[Item], workers:
         for thread in threads:
             if thread.ident is not None:
                 thread.join(max(0.0, deadline - time.monotonic()))
+
+
+def _result(future: Future[Result]) -> Result:
+    """Wait a second at a time: Python misses a signal that comes just before it waits, until that wait is over."""
+    while not wait([future], timeout=1).done:
+        pass
+    return future.result()
 
 
 def leave_hanging(code: int | str | None) -> None:

@@ -237,9 +237,10 @@ def test_a_run_that_loses_its_folder_or_its_checkpoints_says_so_in_one_line(tmp_
             (run / lost).rename(elsewhere)
         return step(*given, **more)
 
-    monkeypatch.setattr(ssl_geo.pretrain, "train_step", step_that_loses)
-    with pytest.raises(UserError, match=f"{run / lost} was moved or removed: .*--resume"):
-        pretrain(run, arguments, "--steps", "6", "--log.checkpoint_every", "2")
+    with monkeypatch.context() as patch:
+        patch.setattr(ssl_geo.pretrain, "train_step", step_that_loses)
+        with pytest.raises(UserError, match=f"{run / lost} was moved or removed: .*--resume"):
+            pretrain(run, arguments, "--steps", "6", "--log.checkpoint_every", "2")
     if not lost:
         assert runs.last_checkpoint(elsewhere)["step"] == 2
         assert main(pretrain_config(["--resume", str(elsewhere)])) == 0

@@ -12,8 +12,11 @@ RUN/.lock                  who writes here, while somebody does
 
 from __future__ import annotations
 
+import datetime
 import json
+import os
 import signal
+import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,8 +26,10 @@ from typing import Any, TypeVar
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
 from ssl_geo.errors import UserError
 from ssl_geo.files import partial_files, written_whole
@@ -212,7 +217,7 @@ class RunLog:
             with written_whole(path) as partial:
                 partial.write_text("".join(f"{line}\n" for line in kept))
         self._file = path.open("a")
-        self._curves = SummaryWriter(str(self._folder / "tensorboard"), purge_step=step + 1 if step else None)
+        self._curves = _Curves(self._folder / "tensorboard", step)
 
     def write(self, record: dict[str, Any]) -> None:
         """Append one record; its number fields go to TensorBoard too.
@@ -223,9 +228,8 @@ class RunLog:
         with _room_for(self._path, lambda: _resuming(self._folder)):
             self._file.write(json.dumps(record) + "\n")
             self._file.flush()
-            for name, value in record.items():
-                if name != "step" and isinstance(value, int | float):
-                    self._curves.add_scalar(name, value, record["step"])
+            numbers = {name: value for name, value in record.items() if isinstance(value, int | float)}
+            self._curves.write(int(numbers.pop("step")), numbers)
 
     def close(self) -> None:
         """Flush both.
@@ -238,6 +242,33 @@ class RunLog:
                 self._file.close()
             finally:
                 self._curves.close()
+
+
+class _Curves:
+    """A file of events for TensorBoard. Its own writer reports what fails from a thread, as a traceback of that one."""
+
+    def __init__(self, folder: Path, step: int) -> None:
+        folder.mkdir(exist_ok=True)
+        started = datetime.datetime.now().timestamp()
+        name = f"events.out.tfevents.{started:.0f}.{socket.gethostname()}.{os.getpid()}.{step}"
+        self._file = (folder / name).open("wb")
+        self._records = RecordWriter(self._file)
+        self._add(Event(file_version="brain.Event:2"))
+        if step:  # what an earlier process wrote of later steps is not shown
+            self._add(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
+
+    def write(self, step: int, numbers: dict[str, float]) -> None:
+        self._add(
+            Event(step=step, summary=Summary(value=[Summary.Value(tag=k, simple_value=v) for k, v in numbers.items()]))
+        )
+        self._file.flush()
+
+    def _add(self, event: Event) -> None:
+        event.wall_time = datetime.datetime.now().timestamp()
+        self._records.write(event.SerializeToString())
+
+    def close(self) -> None:
+        self._file.close()
 
 
 def _step_of(line: str) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 
 from ssl_geo.errors import UserError
 from ssl_geo.imagery import chips as chips_module
-from ssl_geo.imagery import scan
+from ssl_geo.imagery import columns, scan
 from ssl_geo.imagery.archives import find_scenes
 from ssl_geo.imagery.chips import ChipIndex, build_index, cached_index
 from ssl_geo.imagery.geotiff import write_geotiff
@@ -287,6 +288,26 @@ def test_a_loaded_index_lies_in_mapped_files(tmp_path: Path, write_stack: WriteS
     assert all(any(address in span for span in mapped) for address in addresses)
     assert loaded.table.equals(table)
     assert all(column.num_chunks == 1 for column in loaded.table.columns)
+
+
+def test_a_full_folder_for_scratch_files_is_not_a_damaged_index(
+    tmp_path: Path, write_stack: WriteStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was told as "index.parquet cannot be read ... start anew", which could cost somebody a run."""
+    write_stack(tmp_path / "a.tif", RGB)
+    build(tmp_path / "a.tif").save(tmp_path / "index.parquet")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "Error writing bytes to file")
+
+    monkeypatch.setattr(columns.pa.ipc, "new_file", full)
+    with pytest.raises(UserError, match=r"No space left on device.* set TMPDIR") as error:
+        ChipIndex.load(tmp_path / "index.parquet", mend="start anew")
+    assert "start anew" not in str(error.value)
+    monkeypatch.undo()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match=r"nowhere .* set TMPDIR"):
+        ChipIndex.load(tmp_path / "index.parquet")
 
 
 def test_save_and_load_keep_everything(tmp_path: Path, write_stack: WriteStack) -> None:

@@ -117,6 +117,9 @@ def main() -> int:
             return 1
         else:
             break
+    if left := [str(path) for path in run.rglob(".*")]:
+        print(f"left behind: {' '.join(left)}")
+        return 1
     first, second = (runs.last_checkpoint(folder) for folder in (undisturbed, run))
     different = [key for key in ("step", "method", "optimizer", "backbone") if not same(first[key], second[key])]
     different += [] if log(undisturbed) == log(run) else ["log"]
