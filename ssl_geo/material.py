@@ -18,6 +18,7 @@ from ssl_geo.imagery.places import lonlat_bounds
 from ssl_geo.probing.features import FeatureExtractor, auto_layers
 from ssl_geo.reporting.pretraining import RunMaterial
 from ssl_geo.state import State
+from ssl_geo.training.runs import kept_warnings
 from ssl_geo.views.photometry import standardize_chip
 
 REPORTED, FEATURED, VIEWED, LOCATED = 96, 4, 3, 4000  # chips on the page: embedded, their features, views, places
@@ -66,6 +67,7 @@ def run_material(
         chips=len(index),
         chip_size=index.chip_size,
         said=index.report(),
+        warnings=kept_warnings(run),
         scenes=len(np.unique(index.scene_numbers(np.arange(len(index))))),
         dates={line["values"].as_py(): line["counts"].as_py() for line in index.table["date"].value_counts()},
         bounds=lonlat_bounds(index, located),

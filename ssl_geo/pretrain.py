@@ -156,6 +156,7 @@ def prepare(config: PretrainConfig, lock: Lock) -> Run:
     settings = to_yaml(dataclasses.replace(config, resume=None, resume_changed=False))
     if ranks.main and not config.resume:
         runs.begin(folder, lock, index.save, settings)
+        runs.keep_warnings(folder, checked)
     elif ranks.main and changes:
         runs.write_settings(folder, settings)
 

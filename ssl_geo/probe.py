@@ -163,6 +163,7 @@ def main(config: ProbeConfig) -> int:
         checkpoint={"path": config.ckpt, **backbone.description},
         settings=to_dict(config),
         splits=[*task.chips.report(), *splits],
+        warnings=task.warnings,
         timings={"expected": sum(expected.values()), **clock.seconds},
         files={"maps": str(out / "maps"), "head": str(out / "best_head")},
     ).to_json()

@@ -30,12 +30,13 @@ SAMPLE_CHIP = 120  # pixels; nine chips a scene, large enough for features to se
 
 @dataclass(frozen=True)
 class Task:
-    """The labelled chips, their split, and how pixels are standardized."""
+    """The labelled chips, their split, how pixels are standardized, and what was warned of."""
 
     chips: LabelledChips
     split: ChipSplit
     mean: npt.NDArray[np.float32]
     std: npt.NDArray[np.float32]
+    warnings: list[str]
 
     @property
     def num_classes(self) -> int:
@@ -96,7 +97,8 @@ def labelled_task(config: ProbeConfig, description: Mapping[str, Any], *, multip
     strange = []
     if given is not None and (spare := chips.unknown(given)):
         strange = [f"{len(spare)} of {len(given)} names in --split.file are no image's, the first is {spare[0]}"]
-    for line in [*chips.report(), *other, *strange, *check_labelled(chips)]:
+    warnings = [*other, *strange, *check_labelled(chips)]
+    for line in [*chips.report(), *warnings]:
         print(line)
     pixel = 1.0 if chips.size_m is None else float(chips.size_m.mean() / size)
     split = split_chips(
@@ -114,7 +116,7 @@ def labelled_task(config: ProbeConfig, description: Mapping[str, Any], *, multip
     mean, std = description.get("mean"), description.get("std")
     if mean is None or std is None:  # a timm model: standardize with the training chips
         mean, std = chips.statistics(split.chips("train"))
-    return Task(chips, split, np.asarray(mean, np.float32), np.asarray(std, np.float32))
+    return Task(chips, split, np.asarray(mean, np.float32), np.asarray(std, np.float32), warnings)
 
 
 def chip_size(config: ProbeConfig, description: Mapping[str, Any], multiple: int) -> int:

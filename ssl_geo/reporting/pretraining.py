@@ -42,6 +42,7 @@ class RunMaterial:
         chips: Chips in the index.
         chip_size: In pixels.
         said: Lines about the index.
+        warnings: Lines that were printed of the imagery when the run began.
         scenes: Scenes that chips are from.
         dates: Chips by date of acquisition, None where it is not known.
         bounds: (N, 4) left, bottom, right, top in degrees, or None without georeferencing.
@@ -64,6 +65,7 @@ class RunMaterial:
     chips: int
     chip_size: int
     said: Sequence[str]
+    warnings: Sequence[str]
     scenes: int
     dates: Mapping[Any, int]
     bounds: npt.NDArray[np.float64] | None
@@ -91,6 +93,7 @@ def pretraining_page(run: RunMaterial) -> Page:
         title=f"Pretraining run {run.name}",
         lead=f"{run.backbone}, pretrained with DINO on {run.chips:,} chips without a label.",
         facts=facts,
+        warnings=run.warnings,
         sections=[_curves(run), _fed(run), _features(run, shown), _neighbours(run, shown), _data(run), _settings(run)],
         foot="Written by python -m ssl_geo.pretrain; the curves' numbers are in log.jsonl beside this page.",
     )

@@ -2,6 +2,7 @@
 
 RUN/config.yaml            every setting, resolved
 RUN/index.parquet          the chips
+RUN/warnings.txt           what was warned of the imagery at the start, if anything was
 RUN/log.jsonl              one object a line
 RUN/tensorboard/           the same as curves
 RUN/checkpoints/step-*.pt  the last few, each complete
@@ -86,6 +87,24 @@ def write_settings(folder: Path, settings: str) -> None:
     path = folder / "config.yaml"
     with _room_for(path, lambda: "make room, then run the same command again"), written_whole(path) as partial:
         partial.write_text(settings)
+
+
+def keep_warnings(folder: Path, lines: Sequence[str]) -> None:
+    """Write what was warned of at the start to RUN/warnings.txt, for the report; nothing where nothing was.
+
+    Raises:
+        UserError: It cannot be written.
+    """
+    path = folder / "warnings.txt"
+    if lines:
+        with _room_for(path, f"make room, then --resume {folder}"), written_whole(path) as partial:
+            partial.write_text("".join(f"{line}\n" for line in lines), errors="backslashreplace")
+
+
+def kept_warnings(folder: Path) -> list[str]:
+    """What was warned of when the run began."""
+    path = folder / "warnings.txt"
+    return path.read_text().splitlines() if path.is_file() else []
 
 
 def is_run(folder: Path) -> bool:
