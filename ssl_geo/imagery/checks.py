@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import reduce
@@ -12,7 +13,7 @@ import numpy.typing as npt
 
 from ssl_geo.errors import UserError
 from ssl_geo.imagery.coordinates import to_lonlat
-from ssl_geo.imagery.findings import Finding, counted
+from ssl_geo.imagery.findings import Finding, copied, counted
 from ssl_geo.imagery.scenes import Scene, listed_statements
 from ssl_geo.imagery.sensors import DEFAULT_BANDS, KNOWN_BANDS
 
@@ -38,23 +39,25 @@ def pixel_metres(scene: Scene) -> tuple[float, float] | None:
     return (float(width), float(height)) if np.isfinite(width * height) and width * height > 0 else None
 
 
-def declare_nodata(scene: Scene, value: float) -> str:
-    """The command that declares a nodata value in the scene's files."""
-    text = f"{value:g}" if not math.isfinite(value) or abs(value) < 1e6 else repr(value)
-    files = sorted({source.file for source in scene.sources})
-    if any(file.lower().endswith(".jp2") for file in files):
-        return f"--data.nodata {text} (JPEG 2000 cannot be edited in place)"
-    more = f" and likewise {counted(len(files) - 1, 'more band file')}" if len(files) > 1 else ""
-    return f"rio edit-info --nodata {text} {files[0]}{more}"
+def declare_nodata(scene: Scene, value: float) -> tuple[str, str]:
+    """What to do about a fill that this program knows but no file declares, and the command line for a copy."""
+    text = f"{value:g}"
+    fix = f"none needed here: {'NaN' if math.isnan(value) else 'pixels that are 0 in all bands'} count as nodata"
+    file = scene.sources[0].file
+    if len({source.file for source in scene.sources}) > 1 or file.lower().endswith(".jp2") or len(scene.bands) == 1:
+        return fix, ""
+    command = f"{copied(file)} && rio edit-info --nodata {text} OUT.tif"
+    return f"{fix}; for other software, a copy that declares it", command
 
 
 def _warp(scene: Scene) -> str:
     """The command that brings a scene to square pixels of 10 m in its UTM zone."""
     lonlat = corners_lonlat([scene])[0].mean(axis=0)
+    file = shlex.quote(scene.sources[0].file)
     if not np.isfinite(lonlat).all():
-        return "rio warp FILE OUT --dst-crs EPSG:326ZZ --res 10 (UTM zone ZZ)"
+        return f"rio warp {file} OUT.tif --dst-crs EPSG:326ZZ --res 10"
     code = (32600 if lonlat[1] >= 0 else 32700) + int((lonlat[0] + 180) % 360 // 6) + 1
-    return f"rio warp {scene.sources[0].file} OUT.tif --dst-crs EPSG:{code} --res 10"
+    return f"rio warp {file} OUT.tif --dst-crs EPSG:{code} --res 10"
 
 
 def check_georeferencing(scene: Scene) -> list[Finding]:
@@ -73,8 +76,9 @@ def check_georeferencing(scene: Scene) -> list[Finding]:
             (scene.path,),
             f"no {' and no '.join(lacks)}",
             "a CRS and a transform",
-            f"rio edit-info --crs EPSG:CODE --transform '[10, 0, LEFT, 0, -10, TOP]' {scene.sources[0].file}; without, "
-            "splits know images, not places",
+            "fetch them with their georeferencing, or write it into copies; without, splits know images, not places",
+            command=f"{copied(scene.sources[0].file)} && rio edit-info --crs EPSG:CODE --transform "
+            "'[10, 0, LEFT, 0, -10, TOP]' OUT.tif",
         )
     ]
 
@@ -101,7 +105,8 @@ def check_pixel_shape(scene: Scene) -> list[Finding]:
             (scene.path,),
             f"{sides[0]:.3g} × {sides[1]:.3g} in the units of {(scene.crs or 'no CRS')[:20]}, {ground}",
             "square pixels" + (", at least on the ground" if not is_square else " in a projected CRS"),
-            f"{_warp(scene)}, or keep them: geometry is distorted by the ratio",
+            "warp them to square pixels, or keep them: geometry is distorted by the ratio",
+            command=_warp(scene),
         )
     ]
 
@@ -121,7 +126,8 @@ def check_ground_sampling(scene: Scene) -> list[Finding]:
             (scene.path,),
             f"pixels of {size:.1f} m",
             "10 m",
-            f"{_warp(scene)}, or pretrain and probe on imagery of one distance",
+            "warp them to 10 m, or pretrain and probe on imagery of one distance",
+            command=_warp(scene),
         )
     ]
 
@@ -152,14 +158,23 @@ def check_orientation(scene: Scene) -> list[Finding]:
     if scene.transform == _IDENTITY or (b == 0 and d == 0 and e < 0):
         return []
     found = "rows run from south to north" if b == 0 and d == 0 else "rows and columns turned against the CRS"
-    mend = "none needed, unless labels or maps are north-up: gdalwarp FILE OUT.tif"
-    return [Finding("grid not north-up", "info", (scene.path,), found, "rows from north to south", mend)]
+    fix = "none needed, unless labels or maps are north-up: then warp copies"
+    crs = scene.crs or ""
+    command = (
+        f"rio warp {shlex.quote(scene.sources[0].file)} OUT.tif --dst-crs {crs}" if crs.startswith("EPSG:") else ""
+    )
+    return [
+        Finding("grid not north-up", "info", (scene.path,), found, "rows from north to south", fix, command=command)
+    ]
 
 
 def check_nodata(scene: Scene) -> list[Finding]:
     """Neither nodata value nor mask declared; other software then takes the fill for ground."""
     if scene.nodata is not None or any(source.masked for source in scene.sources):
         return []
+    fix, command = "none needed for NaN, else --data.nodata with the value that stands for fill", ""
+    if scene.zero_fill:
+        fix, command = declare_nodata(scene, 0)
     return [
         Finding(
             "nodata not declared",
@@ -167,9 +182,8 @@ def check_nodata(scene: Scene) -> list[Finding]:
             (scene.path,),
             f"{scene.dtype} without nodata value or mask",
             "a nodata value, 0 for Sentinel-2 integers",
-            declare_nodata(scene, 0)
-            if scene.zero_fill
-            else f"{declare_nodata(scene, math.nan)}, or what stands for it",
+            fix,
+            command=command,
         )
     ]
 
@@ -224,8 +238,8 @@ def check_products(scenes: Sequence[Scene]) -> list[Finding]:
         rare = counts.most_common()[-1][0]
         paths = tuple(path for value, path in known if value == rare)
         said = ", ".join(f"{value} in {count}" for value, count in counts.most_common())
-        mend = f"give one of the {what} alone, or --data.allow_mixed true (each is read with its own offset)"
-        found.append(Finding(f"mixed {what}", "error", paths, said, "one for all scenes", mend, len(paths)))
+        fix = f"give one of the {what} alone, or --data.allow_mixed true (each is read with its own offset)"
+        found.append(Finding(f"mixed {what}", "error", paths, said, "one for all scenes", fix, len(paths)))
     return found
 
 

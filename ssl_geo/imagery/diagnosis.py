@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -16,14 +16,15 @@ from tqdm import tqdm
 from ssl_geo.errors import UserError
 from ssl_geo.imagery import checks, pixelchecks
 from ssl_geo.imagery.archives import BAND, walk_scenes
-from ssl_geo.imagery.bandorder import OrderEvidence, check_band_order, order_evidence
+from ssl_geo.imagery.bandorder import OrderEvidence, check_band_order, order_evidence, suggested_orders
 from ssl_geo.imagery.duplicates import Sighting, check_duplicates, check_near_duplicates, check_overlaps
-from ssl_geo.imagery.findings import Finding, merge
+from ssl_geo.imagery.findings import Finding, Group, counted, groups_of, merge, placed
 from ssl_geo.imagery.inspection import Inspected, inspect, unreadable
 from ssl_geo.imagery.labelchecks import examine_labels
+from ssl_geo.imagery.labelrasters import are_ids, beside_images, check_label_rasters
 from ssl_geo.imagery.pairing import label_files, read_splits, scene_name
 from ssl_geo.imagery.profiles import Part, Profile, Window, join, profile_window, windows
-from ssl_geo.imagery.scenes import Scene, UnreadableError
+from ssl_geo.imagery.scenes import Scene, UnnamedBandsError, UnreadableError, name_stack
 from ssl_geo.threads import in_order
 
 _MAX_WORKERS = 8
@@ -37,21 +38,30 @@ class Diagnosis:
         scenes: Scenes looked at.
         labels: Label rasters looked at.
         pixels: Pixels read, of all bands at once.
-        findings: Merged, the gravest first.
+        findings: Merged, the worst group first (`ssl_geo.imagery.findings.merge`).
+        groups: All rasters by folder and product, in the order of their findings, those without any last.
+        sound: The groups that no error or warning is of.
     """
 
     scenes: int
     labels: int
     pixels: int
     findings: list[Finding]
+    groups: list[Group]
+    sound: list[Group]
 
 
 @dataclass
 class _Seen:
-    """What is kept of a scene, None where it is of no use, once its pixels are through."""
+    """What is kept of a scene, None where it is of no use, once its pixels are through.
+
+    Attributes:
+        names: Whether the file names its bands (``file``), a setting does, or nothing (``none``: the likely order).
+    """
 
     path: str
     scene: Scene | None
+    names: Literal["file", "setting", "none"] = "file"
     evidence: OrderEvidence | None = None
     shift: bool | None = None
     digest: str | None = None
@@ -103,28 +113,79 @@ def diagnose(
     pixels = 0
     headers = in_order(lambda scene: inspect(scene, settings), found, workers)
     inspected = list(tqdm(headers, "headers", len(found), unit=" scenes", delay=2, disable=not progress))
+    beside = beside_images(inspected)
+    labelled: dict[str, frozenset[float]] = {}
+    stops = False
     for one, parts in _profiles(inspected, quick=quick, workers=workers, progress=progress):
+        pixels += sum(profile.read for profile in parts)
+        if one.path in beside and len(parts) == 1 and (values := parts[0].values) is not None and are_ids(values):
+            labelled[one.path] = values
+            stops |= any(finding.severity == "error" for finding in one.findings)
+            continue
         findings += one.findings
         if one.scene is not None:
             for check in checks.SCENE_CHECKS:
                 findings += check(one.scene)
-        kept = _Seen(one.path, one.scene)
+        kept = _Seen(one.path, one.scene, _named_by(one))
         for profile in parts:
-            pixels += profile.read
             findings += _check_profile(profile, one, kept)
         seen.append(kept)
+    scenes = [scene.path for scene in found]
+    findings += check_label_rasters(labelled, beside, "error" if stops else "warning", paths, scenes)
+    findings = _with_suggestions(findings, seen)
     findings += _check_archive(seen, given)
     if files:
-        usable = [one.scene for one in inspected if one.scene is not None]
-        findings += examine_labels(
-            [scene.path for scene in found],
-            {scene.path: scene for scene in usable},
-            files,
-            classes=classes,
-            ignore=ignore,
-            progress=progress,
-        )
-    return Diagnosis(len(found), len(files), pixels, merge(findings))
+        images = [path for path in scenes if str(path) not in labelled]
+        usable = {one.path: one.scene for one in seen if one.scene is not None}
+        findings += examine_labels(images, usable, files, classes=classes, ignore=ignore, progress=progress)
+    products = {one.path: _product(one) for one in inspected}
+    products |= dict.fromkeys([*labelled, *map(str, files)], "labels")
+    groups = groups_of(products)
+    by_file = groups | {str(file): groups[str(scene.path)] for scene in found for file in scene.files}
+    merged = merge(part for finding in findings for part in placed(finding, by_file))
+    troubled = {by_file.get(path) for finding in findings if finding.severity != "info" for path in finding.paths}
+    listed = dict.fromkeys([*(f.where for f in merged if f.where is not None), *groups.values()])
+    sound = [group for group in listed if group not in troubled]
+    return Diagnosis(len(found) - len(labelled), len(files) + len(labelled), pixels, merged, list(listed), sound)
+
+
+def _product(one: Inspected) -> str:
+    """What a scene is, in words: level, bands, type."""
+    if one.scene is None:
+        return "not read as imagery"
+    level = "" if one.scene.level is None else f"{one.scene.level}, "
+    return f"{level}{counted(len(one.scene.bands), 'band')} of {one.scene.dtype}"
+
+
+def _named_by(one: Inspected) -> Literal["file", "setting", "none"]:
+    """What names a scene's bands."""
+    if any(finding.check == "band names missing" for finding in one.findings):
+        return "none"
+    try:
+        for header in one.headers:
+            name_stack(header, None)
+    except UnnamedBandsError:
+        return "setting"
+    except UserError:
+        pass  # it names bands, and something is wrong with it: a finding by itself
+    return "file"
+
+
+def _with_suggestions(findings: Sequence[Finding], seen: Sequence[_Seen]) -> list[Finding]:
+    """Missing names with the order that the pixels suggest, where so many bands have a likely one."""
+    orders = suggested_orders([(o.path, o.evidence) for o in seen if o.names == "none" and o.evidence is not None])
+    suggested = []
+    for finding in findings:
+        if finding.check == "band names missing" and (proposal := orders.get(finding.paths[0])) is not None:
+            order, why = " ".join(proposal[0]), proposal[1]
+            finding = replace(
+                finding,
+                found=f"{finding.found}; {why}",
+                expected=f"a description for each band, here {order}",
+                fix=f"--data.band_names {order}",
+            )
+        suggested.append(finding)
+    return suggested
 
 
 def _profiles(
@@ -173,7 +234,8 @@ def _check_profile(profile: Profile, one: Inspected, kept: _Seen) -> list[Findin
         return []
     findings = [finding for check in pixelchecks.SCENE_CHECKS for finding in check(profile)]
     kept.evidence = order_evidence(profile.spectra, profile.scene.bands)
-    kept.shift = pixelchecks.shift(profile)
+    if kept.evidence is None or not kept.evidence.misplaces_cirrus:  # else B10, which tells, is another band
+        kept.shift = pixelchecks.shift(profile)
     if profile.valid:  # scenes without a pixel are no duplicates of each other
         kept.digest, kept.thumbnail = profile.digest, profile.thumbnail
     return findings
@@ -193,7 +255,9 @@ def _check_archive(seen: Sequence[_Seen], splits: Mapping[str, str] | None) -> l
     ]
     assumed = [(one, scene) for one, scene in usable if scene.offset_source == "assumed"]
     findings += pixelchecks.check_shifts([scene for _, scene in assumed], [one.shift for one, _ in assumed])
-    findings += check_band_order([(one.path, one.evidence) for one, _ in usable if one.evidence is not None])
+    named = [(one, one.evidence) for one, _ in usable if one.evidence is not None and one.names != "none"]
+    described = {one.path for one, _ in named if one.names == "file" and Path(one.path).is_file()}
+    findings += check_band_order([(one.path, evidence) for one, evidence in named], described=described)
     sightings = [
         Sighting(
             one.path,
@@ -216,12 +280,12 @@ def _check_split_names(sightings: Sequence[Sighting], splits: Mapping[str, str])
     """Scenes that the table of splits does not name, and names in it that are no scene's."""
     found = []
     if missing := tuple(one.path for one in sightings if one.split is None):
-        mend = "add them to the file of splits by name without suffix"
+        fix = "add them to the file of splits by name without suffix"
         found.append(
-            Finding("split missing", "warning", missing, "no split", "a split for each scene", mend, len(missing))
+            Finding("split missing", "warning", missing, "no split", "a split for each scene", fix, len(missing))
         )
     if spare := sorted(splits.keys() - {scene_name(Path(one.path)) for one in sightings}):
         said = f"{spare[0]!r} and {len(spare) - 1} more" if len(spare) > 1 else repr(spare[0])
-        mend = "name scenes without suffix, or give the imagery that is missing"
-        found.append(Finding("split of no scene", "warning", (), said, "names of scenes", mend, len(spare)))
+        fix = "name scenes without suffix, or give the imagery that is missing"
+        found.append(Finding("split of no scene", "warning", (), said, "names of scenes", fix, len(spare)))
     return found

@@ -265,7 +265,7 @@ def _pair_findings(
                 tuple(dict.fromkeys(scenes[k].path for pair in chosen for k in pair)),
                 f"{same}{where}: {scenes[one].path} and {scenes[other].path}",
                 expected,
-                f"rm {scenes[other].path}, or list one of each pair only",
+                "give one of each pair: name folders or files that leave the other out",
                 len(chosen),
             )
         )

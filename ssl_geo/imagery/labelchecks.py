@@ -37,6 +37,8 @@ class _Tally:
     rasters: Counter[int] = field(default_factory=Counter)
     files: dict[int, list[str]] = field(default_factory=dict)
     unlabelled: int = 0
+    negative: Counter[int] = field(default_factory=Counter)
+    negative_files: list[str] = field(default_factory=list)
 
     def holding(self, values: Iterable[int]) -> tuple[str, ...]:
         """Label rasters that hold one of the values, each once."""
@@ -76,7 +78,7 @@ def examine_labels(
         except UserError as error:
             findings.append(_unusable(file, error))
             continue
-        _count(tally, file, labels, {*(ignore or ()), nodata} - set(classes or ()))
+        _count(tally, file, labels, {*(ignore or ()), nodata} - set(classes or ()), classes or ())
         on_grid = []
         for scene in images_of.get(file, []):
             differs = grid_difference(labels.shape, crs, transform, scene)
@@ -85,7 +87,7 @@ def examine_labels(
             else:
                 findings.append(_grid(file, scene, differs, is_warpable=crs is not None and scene.crs is not None))
         findings += check_shift(file, labels, on_grid)
-    return findings + check_values(tally, files, classes) + check_balance(tally, files)
+    return findings + check_values(tally, files, classes) + check_negative_ids(tally) + check_balance(tally, files)
 
 
 def check_pairs(
@@ -95,7 +97,7 @@ def check_pairs(
     alone = tuple(str(image) for image, fitting in zip(images, matches, strict=True) if not fitting)
     several = tuple(str(image) for image, fitting in zip(images, matches, strict=True) if len(fitting) > 1)
     findings = []
-    for check, paths, found, mend in (
+    for check, paths, found, fix in (
         (
             "image without label",
             alone,
@@ -117,7 +119,7 @@ def check_pairs(
     ):
         if paths:
             expected = "one label for each image, by name"
-            findings.append(Finding(check, "error", paths, found, expected, mend, len(paths)))
+            findings.append(Finding(check, "error", paths, found, expected, fix, len(paths)))
     return findings
 
 
@@ -176,7 +178,7 @@ def check_shift(file: Path, labels: Labels, scenes: Sequence[Scene]) -> list[Fin
             f"labels fit best {down} and {right} of where they lie ({shift.significance:.1f} standard deviations above "
             f"chance, {shift.in_place:.1f} in place)",
             "labels whose borders lie on edges of the image",
-            f"look at both in a viewer; rio edit-info --transform '[…]' {file} moves it, or make the labels anew",
+            "look at both in a viewer; if it is so, make the labels again on the image's grid",
         )
     ]
 
@@ -185,11 +187,14 @@ def _ways(rows: float, cols: float) -> tuple[tuple[float, tuple[str, str]], ...]
     return (rows, ("down", "up")), (cols, ("right", "left"))
 
 
-def _count(tally: _Tally, file: Path, labels: Labels, ignored: set[int | None]) -> None:
+def _count(tally: _Tally, file: Path, labels: Labels, ignored: set[int | None], classes: Sequence[int]) -> None:
     ids, pixels = np.unique(labels, return_counts=True)
     for value, count in zip(ids.tolist(), pixels.tolist(), strict=True):
-        if value in ignored:
+        if value in ignored or (value < 0 and value not in classes):
             tally.unlabelled += count
+            if value not in ignored:
+                tally.negative[value] += count
+                tally.negative_files.append(str(file))
         else:
             tally.pixels[value] += count
             tally.rasters[value] += 1
@@ -201,12 +206,12 @@ def check_values(tally: _Tally, files: Sequence[Path], classes: Sequence[int] | 
     """Values that are no class: not among `classes`, or more than 255 different ones; no labelled pixel at all."""
     paths = tuple(map(str, files))
     if not tally.pixels:
-        expected, mend = "labelled pixels", "see --ignore and the declared nodata"
-        return [Finding("label values", "error", paths, "no labelled pixel", expected, mend, len(files))]
+        expected, fix = "labelled pixels", "see --ignore and the declared nodata"
+        return [Finding("label values", "error", paths, "no labelled pixel", expected, fix, len(files))]
     if len(tally.pixels) > _MAX_VALUES:
         found = f"{len(tally.pixels)} different values, {min(tally.pixels)} to {max(tally.pixels)}"
-        expected, mend = f"at most {_MAX_VALUES} classes", "name class ids with --classes and the others with --ignore"
-        return [Finding("label values", "error", paths, found, expected, mend, len(files))]
+        expected, fix = f"at most {_MAX_VALUES} classes", "name class ids with --classes and the others with --ignore"
+        return [Finding("label values", "error", paths, found, expected, fix, len(files))]
     strange = sorted(set(tally.pixels) - set(classes)) if classes is not None else []
     if not strange:
         return []
@@ -221,6 +226,26 @@ def check_values(tally: _Tally, files: Sequence[Path], classes: Sequence[int] | 
             f"--classes {' '.join(map(str, classes or ()))}",
             f"add them to --classes, or --ignore {' '.join(map(str, strange[:_MAX_SAID]))}",
             sum(tally.rasters[value] for value in strange),
+        )
+    ]
+
+
+def check_negative_ids(tally: _Tally) -> list[Finding]:
+    """Negative values that nothing declares: by custom no label, and the probe ignores and reports them."""
+    if not tally.negative:
+        return []
+    listed = ", ".join(f"{value} ({counted(n, 'pixel')})" for value, n in tally.negative.most_common(_MAX_SAID))
+    paths = tuple(dict.fromkeys(tally.negative_files))
+    ids = " ".join(map(str, sorted(tally.negative)[:_MAX_SAID]))
+    return [
+        Finding(
+            "negative label values",
+            "warning",
+            paths,
+            listed,
+            "class ids from 0 on",
+            f"none needed if they stand for no label: the probe ignores negative values, as with --ignore {ids}",
+            len(paths),
         )
     ]
 

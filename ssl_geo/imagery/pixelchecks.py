@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ssl_geo.imagery.checks import declare_nodata
-from ssl_geo.imagery.findings import Finding, counted
+from ssl_geo.imagery.findings import Finding, copied, counted
 from ssl_geo.imagery.profiles import HIGH_DN, Fill, Profile
 from ssl_geo.imagery.scenes import MEASURABLE, Scene
 from ssl_geo.imagery.sensors import SENTINEL1_GRD
@@ -44,6 +44,7 @@ def check_fill(profile: Profile) -> list[Finding]:
             continue
         text = "NaN" if math.isnan(value) else f"{value:g}"
         handled = math.isnan(value) or (value == 0 and scene.zero_fill)
+        fix, command = declare_nodata(scene, value) if handled else (f"--data.nodata {text}", "")
         found.append(
             Finding(
                 "undeclared nodata",
@@ -51,7 +52,8 @@ def check_fill(profile: Profile) -> list[Finding]:
                 (scene.path,),
                 f"{text} in {share:.1%} of the pixels, in areas or along the border",
                 f"{text} declared as nodata",
-                declare_nodata(scene, value) + ("" if handled else f", or --data.nodata {text}"),
+                fix,
+                command=command,
             )
         )
     return found
@@ -81,7 +83,8 @@ def check_measured(profile: Profile) -> list[Finding]:
             f"{counted(profile.unmeasured, 'pixel')} such as {value:g}, beyond ±{MEASURABLE:g} in reflectance: read as "
             "nodata",
             "reflectance, or what is declared as nodata",
-            declare_nodata(scene, value) if math.isfinite(value) else "write the declared nodata value there",
+            "none needed here; for other software, a copy that declares it",
+            command=declare_nodata(scene, value)[1] if math.isfinite(value) else "",
         )
     ]
 
@@ -115,7 +118,10 @@ def check_saturation(profile: Profile) -> list[Finding]:
 
 
 def check_clipping(profile: Profile) -> list[Finding]:
-    """More than 0.5 % of a band's pixels share its maximum, at reflectance 0.4 and above: cut off by an export."""
+    """More than 0.5 % of a band's pixels share its maximum, at reflectance 0.4 and above: cut off by an export.
+
+    They must come of 16 pixels that were measured: one of 60 m is 36 and more of 10 m, by whomever it was repeated.
+    """
     if not profile.valid:
         return []
     scene, shares = profile.scene, profile.at_maximum / profile.valid
@@ -125,7 +131,7 @@ def check_clipping(profile: Profile) -> list[Finding]:
         k
         for k in np.argsort(-shares, kind="stable")
         if shares[k] > _CLIPPED
-        and profile.at_maximum[k] >= _SPECK
+        and profile.measured_at_maximum[k] >= _SPECK
         and top[k] >= _BRIGHT
         and varies[k]
         and profile.maximum[k] < HIGH_DN
@@ -186,21 +192,21 @@ def check_unit(profile: Profile) -> list[Finding]:
     ends_at_255 = float(((profile.maximum >= 240) & (profile.maximum <= 255)).mean()) > 0.5
     if typical > _NO_REFLECTANCE and abs(scene.offset * scene.scale) > 1:
         found = f"a median reflectance of {typical:.4g} with offset {scene.offset:g} ({scene.offset_source})"
-        mend = "--data.offset 0, or the product's own"
+        fix = "--data.offset 0, or the product's own"
     elif is_integer and (typical > _NO_REFLECTANCE if dtype.itemsize == 1 else scene.scale < 0.01 and ends_at_255):
         found = f"values up to {top:g} in {dtype}, as of an 8-bit picture"
-        expected, mend = "DN, no picture", "export the DN instead of a picture for display"
+        expected, fix = "DN, no picture", "export the DN instead of a picture for display"
     elif typical > _NO_REFLECTANCE:
         unit = "percent" if typical <= 100 else "DN"
         told = f", as of {unit}" if scene.scale == 1 and typical <= 65_535 else ""
         found = f"a median reflectance of {typical:.4g} at scale {scene.scale:g}{told}"
-        mend = f"--data.scale {0.01 if unit == 'percent' else 0.0001:g}" if told else "--data.scale of the product"
+        fix = f"--data.scale {0.01 if unit == 'percent' else 0.0001:g}" if told else "--data.scale of the product"
     elif 0 < top * scene.scale < 1e-3:
         found = f"reflectance up to {top * scene.scale:.2g} at scale {scene.scale:g}"
-        mend = "--data.scale of the product, 1 for reflectance as stored"
+        fix = "--data.scale of the product, 1 for reflectance as stored"
     else:
         return []
-    return [Finding("wrong unit", "error", (scene.path,), found, expected, mend)]
+    return [Finding("wrong unit", "error", (scene.path,), found, expected, fix)]
 
 
 def check_negative(profile: Profile) -> list[Finding]:
@@ -280,14 +286,23 @@ def check_shifts(scenes: Sequence[Scene], shifts: Sequence[bool | None]) -> list
             f"{dark} at 1000 DN and above, as from processing baseline 04.00 on"
             + (f"; {counted(rest, 'other scene')} without this" if rest else ""),
             "one offset, or one that each file states" if rest else "dark pixels near 0 DN, or offset -1000 stated",
-            "state it in each: python -c \"import rasterio; f = rasterio.open('FILE', 'r+'); "
-            'f.scales = [1e-4] * f.count; f.offsets = [-0.1] * f.count; f.close()"; '
-            "or give them apart with --data.offset -1000"
+            "look up the processing baseline; give these apart from the others with --data.offset -1000, or copies "
+            "that state scale and offset"
             if rest
-            else "--data.offset -1000",
+            else "look up the processing baseline; if it is 04.00 or later, --data.offset -1000",
             len(shifted),
+            command=_with_offset(shifted[0]) if rest else "",
         )
     ]
+
+
+def _with_offset(scene: Scene) -> str:
+    """The command line that writes a copy of a scene's first file with the offset -1000 stated in it."""
+    script = (
+        "import rasterio; f = rasterio.open('OUT.tif', 'r+'); f.scales = [1e-4] * f.count; "
+        "f.offsets = [-0.1] * f.count; f.close()"
+    )
+    return f'{copied(scene.sources[0].file)} && python -c "{script}"'
 
 
 def _is_radar(profile: Profile) -> bool:

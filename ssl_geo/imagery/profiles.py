@@ -23,8 +23,11 @@ THUMBNAIL = 32
 HIGH_DN = 28_000
 """From here on a 16-bit DN is counted as saturated: reflectance 2.8 and more. Level 2A ends at 32767 (ESA STEP forum
 topic 44294: 15 bits of JPEG 2000), 65535 is the SATURATED value of the product metadata."""
+MAX_VALUES = 64
+"""Values up to which a raster of one band may hold labels."""
 SPECTRA = 2048  # pixels of a scene that are kept for statistics
 _QUICK_PIXELS = 256  # side of the windows of a quick look
+_REPEATED = 16  # pixels at the maximum from which on it is asked how often a stored pixel comes
 _HUGE = 1e30  # floating-point fill: -3.4e38, 3.4e38, -1.27e30; no physical value comes near
 
 Bools = npt.NDArray[np.bool_]
@@ -57,9 +60,11 @@ class Profile:
         minimum: (C,) least DN of valid pixels; inf where there is none.
         maximum: (C,) greatest; -inf where there is none.
         at_maximum: (C,) valid pixels that hold it.
+        measured_at_maximum: (C,) of them as many as were measured: pixels that repeat a coarser one count once.
         high: (C,) valid pixels of `HIGH_DN` or more, in integers of more than 8 bits.
         fill: By value, see `Fill`; nan stands for NaN.
         spectra: (C, N) DN of some valid pixels, evenly spread.
+        values: All values of a scene of one band that holds few (`MAX_VALUES`), as labels do; else None.
         digest: Of all pixels, shape and type; None after a quick look.
         unmeasured: Pixels, NaN apart, that hold what nothing measures and nothing declares (`read_counted`).
         unmeasured_value: One of these, infinite or far beyond any reflectance.
@@ -72,9 +77,11 @@ class Profile:
     minimum: npt.NDArray[np.float64]
     maximum: npt.NDArray[np.float64]
     at_maximum: npt.NDArray[np.int64]
+    measured_at_maximum: npt.NDArray[np.float64]
     high: npt.NDArray[np.int64]
     fill: dict[float, Fill]
     spectra: npt.NDArray[Any]
+    values: frozenset[float] | None = None
     digest: str | None = None
     thumbnail: npt.NDArray[np.float64] | None = None
     unmeasured: int = 0
@@ -118,9 +125,14 @@ def profile_window(scene: Scene, window: Window, *, quick: bool = False) -> Part
     values = dn.reshape(bands, -1) if count == valid.size else dn[:, valid]
     low, high = np.full(bands, np.inf), np.full(bands, -np.inf)
     at_maximum = saturated = np.zeros(bands, np.int64)
+    measured = np.zeros(bands)
     if count:
         low, top = values.min(axis=1), values.max(axis=1)
         at_maximum = (values == top[:, None]).sum(axis=1)
+        measured = at_maximum / [
+            _repeats(band, valid, most) if pixels >= _REPEATED else 1.0
+            for band, most, pixels in zip(dn, top, at_maximum, strict=True)
+        ]
         if dn.dtype.kind in "iu" and dn.dtype.itemsize > 1 and (top >= HIGH_DN).any():
             saturated = (values >= HIGH_DN).sum(axis=1)
         low, high = low.astype(np.float64), top.astype(np.float64)
@@ -134,9 +146,11 @@ def profile_window(scene: Scene, window: Window, *, quick: bool = False) -> Part
         low,
         high,
         at_maximum,
+        measured,
         saturated,
         _fills(scene, dn, window),
         values[:, ::step].copy(),
+        _few_values(dn) if bands == 1 else None,
     )
     if dropped is not None and (held := dn[:, dropped & ~np.isnan(dn).any(axis=0)]).size:
         profile.unmeasured, profile.unmeasured_value = held.shape[1], float(held.flat[np.abs(held).argmax()])
@@ -173,11 +187,15 @@ def join(parts: list[Part]) -> Profile:
         minimum=np.min([profile.minimum for profile in profiles], axis=0),
         maximum=maximum,
         at_maximum=np.sum([np.where(p.maximum == maximum, p.at_maximum, 0) for p in profiles], axis=0),
+        measured_at_maximum=np.sum(
+            [np.where(p.maximum == maximum, p.measured_at_maximum, 0) for p in profiles], axis=0
+        ),
         high=np.sum([profile.high for profile in profiles], axis=0),
         fill=fill,
         spectra=spectra[:, :: max(1, spectra.shape[1] // SPECTRA)],
         unmeasured=sum(profile.unmeasured for profile in profiles),
         unmeasured_value=next((p.unmeasured_value for p in profiles if p.unmeasured), math.nan),
+        values=_all_values([profile.values for profile in profiles]),
     )
     if all(part.digest for part in parts):
         head = f"{len(scene.bands)} {scene.height} {scene.width} {scene.dtype}".encode()
@@ -187,6 +205,37 @@ def join(parts: list[Part]) -> Profile:
             counts = np.sum([part.counts for part in parts], axis=0)
             joined.thumbnail = np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
     return joined
+
+
+def _repeats(band: npt.NDArray[Any], valid: Bools, top: Any) -> float:
+    """How many pixels of a band (H, W) come of one that was measured: 36 where 60 m were brought to 10 m, else near 1.
+
+    By how often the value changes from a valid pixel to the next: along runs of n pixels at every n-th. Areas that
+    hold the maximum `top`, which may be a clip, say nothing of it.
+    """
+    length = 1.0
+    for one, other, known in (
+        (band[1:], band[:-1], valid[1:] & valid[:-1]),
+        (band[:, 1:], band[:, :-1], valid[:, 1:] & valid[:, :-1]),
+    ):
+        known = known & ((one != top) | (other != top))
+        length *= max(1, int(known.sum())) / max(1, int((known & (one != other)).sum()))
+    return max(1.0, length)
+
+
+def _few_values(dn: npt.NDArray[Any]) -> frozenset[float] | None:
+    """The finite values of an array that holds at most `MAX_VALUES`; else None."""
+    few = np.unique(dn[..., ::17])  # most imagery tells by some columns
+    if few.size <= MAX_VALUES:
+        few = np.unique(dn)
+    finite = few[np.isfinite(few)]
+    return frozenset(finite.tolist()) if finite.size <= MAX_VALUES else None
+
+
+def _all_values(parts: list[frozenset[float] | None]) -> frozenset[float] | None:
+    known = [values for values in parts if values is not None]
+    union = frozenset[float]().union(*known)
+    return union if len(known) == len(parts) and len(union) <= MAX_VALUES else None
 
 
 def _cells(image: npt.NDArray[np.float64], scene: Scene, window: Window) -> npt.NDArray[np.float64]:

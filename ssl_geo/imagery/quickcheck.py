@@ -67,6 +67,7 @@ def check_windows(windows: Iterable[tuple[Scene, int, int]], *, bands: Sequence[
     """
     began = time.monotonic()
     parts: dict[str, list[Part]] = {}
+    whole: dict[str, list[Part]] = {}  # with all bands, where B10, which tells their order best, is not in use
     for scene, row, col in windows:
         if time.monotonic() - began > _SECONDS:
             break
@@ -75,6 +76,8 @@ def check_windows(windows: Iterable[tuple[Scene, int, int]], *, bands: Sequence[
         window = (row, col, min(size, scene.height - row), min(size, scene.width - col))
         try:
             parts.setdefault(scene.path, []).append(profile_window(used, window, quick=True))
+            if "B10" in scene.bands and "B10" not in bands:
+                whole.setdefault(scene.path, []).append(profile_window(scene, window, quick=True))
         except UnreadableError:
             continue  # the index has read and counted it; if it broke since, training says so
     profiles = [join(of_scene) for of_scene in parts.values()]
@@ -84,7 +87,8 @@ def check_windows(windows: Iterable[tuple[Scene, int, int]], *, bands: Sequence[
             found += check(profile)
     assumed = [profile for profile in profiles if profile.scene.offset_source == "assumed"]
     found += pixelchecks.check_shifts([p.scene for p in assumed], [pixelchecks.shift(p) for p in assumed])
-    evidence = [(p.scene.path, order_evidence(p.spectra, p.scene.bands)) for p in profiles]
+    ordered = [join(whole.get(profile.scene.path, parts[profile.scene.path])) for profile in profiles]
+    evidence = [(p.scene.path, order_evidence(p.spectra, p.scene.bands)) for p in ordered]
     found += check_band_order([(path, one) for path, one in evidence if one is not None])
     findings = [
         finding
@@ -96,7 +100,7 @@ def check_windows(windows: Iterable[tuple[Scene, int, int]], *, bands: Sequence[
         if finding.severity == "error" and finding.count > _TOLERATED * len(profiles):
             raise UserError(
                 f"{finding.check} in {finding.count} of {len(profiles)} scenes looked at: {finding.found} "
-                f"({finding.paths[0]}); {finding.mend}; python -m ssl_geo.doctor tells more"
+                f"({finding.paths[0]}); {finding.fix}; python -m ssl_geo.doctor tells more"
             )
     lines = [finding.line() for finding in findings]
     return [*lines, "python -m ssl_geo.doctor looks through the whole archive"] if lines else []

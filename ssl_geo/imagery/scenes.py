@@ -203,9 +203,9 @@ def _only_counts(descriptions: Sequence[str], names: Sequence[str | None]) -> bo
 
     ``Band 1``, ``Band 2``, … always count (a Sentinel-2 stack that begins so has B01 B02 B03 B04, which is also
     what ``Band`` might mean, but nothing tells the two apart), and so do ``b1``, ``b2``, …, which no product is
-    written with. ``B1`` … ``B9`` and on count too: a sensor's own list has B8A before B9.
+    written with. ``B1`` … ``B9`` and on count too: a sensor's own list has B8A before B9, or behind B12 as EuroSAT's.
     """
-    if len(names) < 2 or any(name != f"B{i:02d}" for i, name in enumerate(names[:12], start=1)):
+    if len(names) < 2 or any(names[12:]) or any(name != f"B{i:02d}" for i, name in enumerate(names[:12], start=1)):
         return False
     return len(names) >= 9 or all(re.match(r"(?i:band)|b[1-9]", text) for text in descriptions)
 

@@ -92,7 +92,10 @@ DEFAULT_BANDS = ("B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B11", 
 LIKELY_ORDERS: Mapping[int, tuple[str, ...]] = MappingProxyType(
     {10: DEFAULT_BANDS, 12: SENTINEL2_L2A.names, 13: SENTINEL2_L1C.names}
 )
-"""The order in which a stack of so many bands without names most likely is; proposed, never assumed."""
+"""The order in which a stack of so many bands without names most likely is; proposed, never assumed.
+
+EuroSAT and what was made like it have all 13 bands with B8A last; `ssl_geo.imagery.bandorder` tells by the pixels.
+"""
 
 _SEPARATORS = re.compile(r"[\s_\-.,:;/()\[\]]+")
 _BAND_TOKEN = re.compile(r"(?:band|b)0*(8a|[1-9]|1[0-2])", re.IGNORECASE)
@@ -159,6 +162,12 @@ def canonical_band(text: str) -> str | None:
 
 def likely_order(count: int) -> str:
     """What to propose for a stack of `count` unnamed bands, as a clause to end an error message with."""
+    if count == len(SENTINEL2_L1C.bands):
+        last = sorted(LIKELY_ORDERS[count], key=lambda band: band == "B8A")
+        return (
+            f"likely {' '.join(LIKELY_ORDERS[count])}, as EuroSAT has them {' '.join(last)}; python -m ssl_geo.doctor "
+            "tells by the pixels"
+        )
     if count in LIKELY_ORDERS:
         return f"likely {' '.join(LIKELY_ORDERS[count])}"
     return "in the file's order, for example B02 B03 B04 B08"

@@ -97,7 +97,7 @@ def keep_warnings(folder: Path, lines: Sequence[str]) -> None:
     """
     path = folder / "warnings.txt"
     if lines:
-        with _room_for(path, f"make room, then --resume {folder}"), written_whole(path) as partial:
+        with _room_for(path, lambda: _resuming(folder)), written_whole(path) as partial:
             partial.write_text("".join(f"{line}\n" for line in lines), errors="backslashreplace")
 
 

@@ -105,7 +105,7 @@ def test_a_minority_does_not_accuse_the_archive(land):
     assert check_band_order(evidence) == []
     (finding,) = check_band_order([(str(k), order_evidence(x, L2A)) for k, x in enumerate(swapped)])
     assert finding.count == 6
-    assert " ".join(L2A[::-1]) in finding.mend
+    assert " ".join(L2A[::-1]) in finding.fix
 
 
 def test_known_orders_are_permutations_each_listed_once():

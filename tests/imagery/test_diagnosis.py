@@ -98,20 +98,20 @@ def test_a_scene_with_a_defect(write_land, tmp_path, check, severity, words, cha
     finding = found(tmp_path)[check]
     assert (finding.severity, finding.count) == (severity, 1)
     assert words in finding.found
-    assert finding.mend
+    assert finding.fix
     assert finding.paths == (str(tmp_path / f"{STATED}_a.tif"),)
 
 
 @pytest.mark.parametrize(
-    ("words", "factor", "mend"),
+    ("words", "factor", "fix"),
     [("percent", 100, "--data.scale 0.01"), ("DN", 10_000, "--data.scale 0.0001")],
 )
-def test_floating_point_in_other_units(write_land, tmp_path, words, factor, mend):
+def test_floating_point_in_other_units(write_land, tmp_path, words, factor, fix):
     write_land(tmp_path / "a.tif", change=lambda dn: (dn * np.float32(factor / 1e4)).astype(np.float32))
     findings = found(tmp_path)
     assert findings["unit unknown"].severity == "error"
     assert words in findings["wrong unit"].found
-    assert findings["wrong unit"].mend == mend
+    assert findings["wrong unit"].fix == fix
     assert "wrong unit" not in found(tmp_path, scale=1 / factor)
 
 
@@ -173,7 +173,7 @@ def test_pixels_that_are_square_on_the_ground_only(write_land, tmp_path):
     finding = found(tmp_path)["non-square pixels"]
     assert finding.severity == "warning"
     assert "13.34 × 11.12 m" in finding.found  # 1e-4 degrees of the mean sphere are 11.1195 m
-    assert "EPSG:32633" in finding.mend
+    assert "EPSG:32633" in finding.command
 
 
 def test_bands_at_several_resolutions(write_band_folder, tmp_path):

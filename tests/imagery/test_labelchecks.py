@@ -81,12 +81,12 @@ def test_labels_on_another_grid(world, words, labels, options):
     finding = found(world(labels, **options))["label grid"]
     assert (finding.severity, finding.count) == ("error", 1)
     assert words in finding.found
-    assert "--align true" in finding.mend
+    assert "--align true" in finding.fix
 
 
 def test_labels_without_crs_cannot_be_warped(world):
     finding = found(world(crs=None))["label grid"]
-    assert "georeference" in finding.mend
+    assert "georeference" in finding.fix
 
 
 def test_labels_on_the_right_grid_in_the_wrong_place(world):
