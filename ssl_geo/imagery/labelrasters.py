@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 
@@ -18,31 +19,49 @@ _MAX_LISTED = 20  # files that a command line names one by one
 _MAX_SAID = 8  # values that a line lists
 
 
-def beside_images(inspected: Sequence[Inspected]) -> dict[str, str]:
-    """Rasters of one band whose name is no band's and that lie beside imagery of several bands.
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """What tells that a raster of one band belongs to images.
 
-    Returns:
-        By path, how they belong to an image: ``name`` (`match_labels`, folder by folder) or ``grid``.
+    Attributes:
+        by: ``name`` (`match_labels`) or ``grid``.
+        images: Those images.
+    """
+
+    by: str
+    images: list[Path]
+
+
+def beside_images(inspected: Sequence[Inspected]) -> dict[str, Beside]:
+    """Rasters of one band whose name is no band's and that lie beside imagery of several bands, by path.
+
+    Names are compared folder by folder, as each may name its labels in its own way.
     """
     images: list[Path] = []
     single: dict[Path, list[Path]] = {}
-    headers: dict[str, Header] = {}
-    grids = set()
+    grids: dict[str, tuple[object, ...]] = {}
+    on_grid: dict[tuple[object, ...], list[Path]] = {}
     for one in inspected:
+        path = Path(one.path)
         if sum(len(header.numbers) for header in one.headers) > 1:
-            images.append(Path(one.path))
-            grids |= {_grid(header) for header in one.headers if header.crs}
-        elif one.headers and canonical_band(Path(one.path).stem) is None:
-            single.setdefault(Path(one.path).parent, []).append(Path(one.path))
-            headers[one.path] = one.headers[0]
+            images.append(path)
+            for grid in {_grid(header) for header in one.headers if header.crs}:
+                on_grid.setdefault(grid, []).append(path)
+        elif one.headers and canonical_band(path.stem) is None:
+            single.setdefault(path.parent, []).append(path)
+            grids[one.path] = _grid(one.headers[0])
     found = {}
     for files in single.values():
-        unused = set(match_labels(images, files)[1]) if images else set(files)
+        named: dict[Path, list[Path]] = {}
+        for image, fitting in zip(images, match_labels(images, files)[0] if images else [], strict=True):
+            for file in fitting:
+                named.setdefault(file, []).append(image)
         for file in files:
-            if file not in unused:
-                found[str(file)] = "name"
-            elif _grid(headers[str(file)]) in grids:
-                found[str(file)] = "grid"
+            there = on_grid.get(grids[str(file)], [])
+            if ours := named.get(file):
+                found[str(file)] = Beside("name", [image for image in ours if image in set(there)] or ours)
+            elif there:
+                found[str(file)] = Beside("grid", there)
     return found
 
 
@@ -50,14 +69,14 @@ def _grid(header: Header) -> tuple[object, ...]:
     return header.crs, header.height, header.width, *(round(value, 6) for value in header.transform)
 
 
-def are_ids(values: frozenset[float] | None) -> bool:
-    """Whether the values of a raster may be class ids: few (`ssl_geo.imagery.profiles.MAX_VALUES`), all whole."""
-    return values is not None and all(value == int(value) for value in values)
+def are_ids(values: frozenset[float]) -> bool:
+    """Whether the few values of a raster may be class ids: all whole."""
+    return all(value == int(value) for value in values)
 
 
 def check_label_rasters(
     labels: Mapping[str, frozenset[float]],
-    beside: Mapping[str, str],
+    beside: Mapping[str, Beside],
     severity: Severity,
     paths: Sequence[Path | str],
     scenes: Sequence[Path],
@@ -70,77 +89,92 @@ def check_label_rasters(
         severity: Whether a run that takes the imagery would stop at them.
         paths: That the user gave.
         scenes: All that were found there, with these.
-    """
-    if not labels:
-        return []
-    first, values = next(iter(labels.items()))
-    said = " ".join(f"{value:g}" for value in sorted(values)[:_MAX_SAID]) + (" …" if len(values) > _MAX_SAID else "")
-    arguments = label_arguments([Path(path) for path in labels], paths, scenes)
-    kept = [str(path) for path in paths if _holds(Path(path), [scene for scene in scenes if str(scene) not in labels])]
-    fix = "if they are labels, name them with --labels; a run takes images alone"
-    if arguments is None:
-        fix = "if they are labels, put them into a folder of their own and name it with --labels"
-    return [
-        Finding(
-            "labels among the images",
-            severity,
-            tuple(labels),
-            f"one band of {counted(len(values), 'whole value')} ({said}) beside an image of the same {beside[first]}",
-            "imagery alone; labels are named by --labels",
-            fix,
-            len(labels),
-            command=""
-            if arguments is None
-            else " ".join(["python -m ssl_geo.doctor", *map(shlex.quote, kept), "--labels", *arguments]),
-        )
-    ]
-
-
-def label_arguments(labels: Sequence[Path], paths: Sequence[Path | str], scenes: Sequence[Path]) -> list[str] | None:
-    """What to write behind ``--labels`` for a shell: folders of labels alone, else patterns or files.
 
     Returns:
-        None where a folder mixes both in so many files of such names that no pattern tells them apart.
+        One finding for each folder of labels.
     """
-    known, tops = set(labels), set(map(straight_path, paths))
-    images = {folder for scene in scenes if scene not in known for folder in scene.parents}  # or above images
-    arguments: dict[str, None] = {}
-    by_folder: dict[Path, list[Path]] = {}
+    tops = set(map(straight_path, paths))
+    images = [scene for scene in scenes if str(scene) not in labels]
+    findings = []
+    for group in _by_folder([Path(path) for path in labels], images, tops).values():
+        first = str(group[0])
+        values = sorted(labels[first])
+        said = " ".join(f"{value:g}" for value in values[:_MAX_SAID]) + (" …" if len(values) > _MAX_SAID else "")
+        theirs = list(dict.fromkeys(image for file in group for image in beside[str(file)].images))
+        imagery = _arguments(theirs, set(scenes) - {*theirs, *group}, tops)
+        named = _arguments(group, set(scenes) - set(group), tops)
+        command = f"python -m ssl_geo.doctor {' '.join(imagery)} --labels {' '.join(named)}"
+        findings.append(
+            Finding(
+                "labels among the images",
+                severity,
+                tuple(map(str, group)),
+                f"one band of {counted(len(values), 'whole value')} ({said}) beside an image of the same "
+                f"{beside[first].by}",
+                "imagery alone; labels are named by --labels",
+                "if they are labels, name them with --labels, and give a run the images alone"
+                if imagery and named
+                else "if they are labels, put them into a folder of their own, named with --labels",
+                len(group),
+                command=command if imagery and named else "",
+            )
+        )
+    return findings
+
+
+def _by_folder(labels: Sequence[Path], images: Iterable[Path], tops: set[Path]) -> dict[Path, list[Path]]:
+    """Labels by the uppermost folder without images; where both share one, by it or, if many do, the one above."""
+    above = {folder for image in images for folder in image.parents}
+    mixed = {label.parent for label in labels if label.parent in above} - tops
+    groups: dict[Path, list[Path]] = {}
     for label in labels:
-        by_folder.setdefault(label.parent, []).append(label)
-    for folder, files in by_folder.items():
-        if folder not in images:
-            while folder not in tops and folder.parent not in images:
-                folder = folder.parent
-            arguments[shlex.quote(str(folder))] = None
-        elif (pattern := _pattern(folder, files, known)) is not None:
-            arguments[pattern] = None
-        elif len(files) <= _MAX_LISTED:
-            arguments |= {shlex.quote(str(file)): None for file in files}
+        folder = label.parent
+        if folder in above:
+            folder = folder.parent if sum(other.parent == folder.parent for other in mixed) > 1 else folder
         else:
-            return None
-    return list(arguments)
+            folder = _uppermost(folder, above, tops)
+        groups.setdefault(folder, []).append(label)
+    return groups
 
 
-def _pattern(folder: Path, files: Sequence[Path], known: set[Path]) -> str | None:
-    """A shell's pattern for files of one folder and no others there; None where their names tell too little."""
+def _uppermost(folder: Path, above: set[Path], tops: set[Path]) -> Path:
+    """The uppermost folder at or above one, within what the user named, that is above none of certain rasters."""
+    while folder not in tops and folder.parent not in above and any(top in folder.parents for top in tops):
+        folder = folder.parent
+    return folder
+
+
+def _arguments(files: Sequence[Path], others: set[Path], tops: set[Path]) -> list[str]:
+    """What a shell takes for these rasters and no others: their folders, else patterns, else they themselves.
+
+    Returns:
+        Empty where these are too many of names that tell too little.
+    """
+    above = {folder for other in others for folder in other.parents}
+    folders = [_uppermost(file.parent, above, tops) for file in files if file.parent not in above]
+    arguments = dict.fromkeys(shlex.quote(str(folder)) for folder in folders)
+    rest = [file for file in files if file.parent in above]
+    parents = {file.parent for file in rest}
+    beside = [other for other in others if other.parent in parents]
+    if len({parent.parent for parent in parents}) == 1 and (pattern := _pattern(parents, rest, beside)) is not None:
+        return [*arguments, pattern]
+    return [*arguments, *(shlex.quote(str(file)) for file in rest)] if len(rest) <= _MAX_LISTED else []
+
+
+def _pattern(folders: set[Path], files: Sequence[Path], others: Sequence[Path]) -> str | None:
+    """A shell's pattern for files of folders side by side and no others; None where their names tell too little."""
     if len(files) < 2:
         return None
+    base, *more = folders
+    place = f"{shlex.quote(str(base.parent))}/*/" if more else shlex.quote(f"{base}/")
     names = [file.name for file in files]
-    others = [entry.name for entry in folder.iterdir() if entry not in known]
     first, end = _shared_start(names), _shared_start([name[::-1] for name in names])[::-1]
     for start in ("", first):
-        tells = not any(name.startswith(start) and name.endswith(end) for name in others)
+        tells = not any(other.name.startswith(start) and other.name.endswith(end) for other in others)
         if tells and all(len(name) >= len(start) + len(end) for name in names):
-            return f"{shlex.quote(f'{folder}/{start}')}*{shlex.quote(end)}"
+            return f"{place}{shlex.quote(start) if start else ''}*{shlex.quote(end)}"
     return None
 
 
 def _shared_start(names: Sequence[str]) -> str:
     return "".join(letters[0] for letters in takewhile(lambda c: len(set(c)) == 1, zip(*names, strict=False)))
-
-
-def _holds(path: Path, scenes: Sequence[Path]) -> bool:
-    """Whether one of the scenes is at a path or below it."""
-    top = straight_path(path)
-    return any(top == scene or top in scene.parents for scene in scenes)
