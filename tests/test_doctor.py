@@ -15,7 +15,7 @@ from ssl_geo.doctor import main
 from ssl_geo.errors import UserError
 from ssl_geo.imagery.diagnosis import Diagnosis
 from ssl_geo.imagery.diagnosis_report import as_html, as_text
-from ssl_geo.imagery.findings import MAX_PATHS, Finding, exit_code, merge
+from ssl_geo.imagery.findings import MAX_FOLDERS, MAX_PATHS, Finding, exit_code, groups_of, merge, placed
 from ssl_geo.imagery.geotiff import write_geotiff
 from ssl_geo.imagery.sample import make_sample
 
@@ -172,6 +172,29 @@ def test_findings_are_merged_by_what_was_expected():
     assert [exit_code(f) for f in (merged, merged[1:], [])] == [2, 1, 0]
 
 
+def test_many_folders_are_grouped_by_those_above_them():
+    paths = {f"/data/{k % 3}/{k}/a.tif": "L2A" for k in range(3 * MAX_FOLDERS)}
+    groups = groups_of(paths)
+    assert {(group.folder, group.rasters) for group in groups.values()} == {
+        (f"/data/{k}", MAX_FOLDERS) for k in range(3)
+    }
+    assert groups_of({"/a/b.tif": "L2A", "/a/c/d.tif": "L2A"})["/a/c/d.tif"].folder == "/a/c"
+
+
+def test_a_finding_of_several_folders_is_told_of_each():
+    groups = groups_of({"/a/1.tif": "L2A", "/a/2.tif": "L2A", "/b/1.tif": "L2A"})
+    each = placed(Finding("bands missing", "warning", tuple(groups), "f", "e", "m", 3), groups)
+    assert [(part.where.folder, part.count) for part in each] == [("/a", 2), ("/b", 1)]
+    (pairs,) = placed(Finding("duplicates", "warning", ("/a/1.tif", "/b/1.tif"), "f", "e", "m", 1), groups)
+    assert pairs.where is None
+
+
+def test_commands_are_not_wrapped():
+    command = f"python -m ssl_geo.doctor '/{'long folder/' * 20}'"
+    finding = Finding("labels among the images", "error", ("a",), "f", "e", "m", 1, command)
+    assert f"run:   {command}\n" in as_text(Diagnosis(1, 0, 1, [finding], [], []))
+
+
 # What is known of the real archives: folder, labels, options, exit code, checks that must be among the findings of that
 # severity, and checks that must not.
 REAL = [
@@ -201,6 +224,7 @@ def test_real_archives(shared_data, tmp_path, folder, labels, options, code, che
     assert checks.items() <= {check: finding["severity"] for check, finding in findings.items()}.items()
     if "odd" not in folder:
         assert NEVER.isdisjoint(findings)
+        assert "labels among the images" not in findings
     assert all(finding["fix"] and finding["found"] and finding["expected"] for finding in findings.values())
     if folder == "odd/rasterio":
         assert [path for path in findings["unreadable"]["paths"] if "corrupt" not in path] == []

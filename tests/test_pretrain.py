@@ -109,6 +109,22 @@ def test_a_run_leaves_what_the_readme_says(tmp_path, arguments, seen_page):
         assert any(words in caption for caption in page.captions), words
 
 
+def test_what_is_warned_at_the_start_stands_in_the_report(tmp_path, imagery, capsys):
+    """The console warned of clipped values, and nothing that the run left did."""
+    shutil.copytree(imagery, tmp_path / "clipped")
+    for path in (tmp_path / "clipped").iterdir():
+        with rasterio.open(path, "r+") as dataset:
+            dataset.write((dataset.read().astype(np.int32) * 4).clip(1, 6000).astype(np.uint16))
+    where = ["--data", str(tmp_path / "clipped"), "--data.bands", "B02", "B03", "B04", "B08", "B11"]
+    run = tmp_path / "run"
+    pretrain(run, [*where, "--data.cache", str(tmp_path / "cache"), *TINY], "--steps", "1")
+    assert "warning: clipped values" in capsys.readouterr().out
+    assert "clipped values" in (run / "report.html").read_text()
+    (run / "report.html").unlink()
+    assert main(pretrain_config(["--resume", str(run)])) == 0  # and in that of another day
+    assert "clipped values" in (run / "report.html").read_text()
+
+
 def test_plain_timm_in_a_fresh_interpreter_gives_the_same_embedding(tmp_path, arguments):
     run = tmp_path / "run"
     pretrain(run, arguments, *VIT, "--steps", "2")

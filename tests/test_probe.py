@@ -390,6 +390,20 @@ def test_names_of_splits_that_are_no_images_are_said(world, tmp_path, capsys):
     assert "1 of 4 names in --split.file are no image's, the first is 3" in capsys.readouterr().out
 
 
+def test_what_is_warned_at_the_start_stands_in_the_report(world, tmp_path, capsys):
+    """The console warned of clipped values, and report.md said "Warnings: none"."""
+    for kind in ("images", "labels"):
+        shutil.copytree(world / kind, tmp_path / "clipped" / kind)
+    (image,) = (tmp_path / "clipped" / "images").iterdir()
+    with rasterio.open(image, "r+") as dataset:
+        dataset.write((dataset.read().astype(np.int32) * 3).clip(1, 6000).astype(np.uint16))
+    assert main(arguments(tmp_path / "clipped", tmp_path)) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: clipped values")]
+    assert line in json.loads((tmp_path / "out" / "report.json").read_text())["warnings"]
+    assert "clipped values" in (tmp_path / "out" / "report.md").read_text().partition("## Warnings")[2]
+    assert "clipped values" in (tmp_path / "out" / "report.html").read_text()
+
+
 def test_a_full_disk_is_said_before_anything_is_computed(world, tmp_path, monkeypatch):
     """It was met at the end, after all heads were trained, and left an --out that could not be used again."""
     monkeypatch.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=1_000_000))

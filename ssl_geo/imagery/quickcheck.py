@@ -63,7 +63,7 @@ def check_windows(windows: Iterable[tuple[Scene, int, int]], *, bands: Sequence[
         A line for each finding that is no mere information.
 
     Raises:
-        UserError: If an error concerns more than a tenth of the scenes looked at; says what mends it.
+        UserError: If an error concerns more than a tenth of the scenes looked at; says what fixes it.
     """
     began = time.monotonic()
     parts: dict[str, list[Part]] = {}

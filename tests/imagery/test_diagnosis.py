@@ -396,3 +396,91 @@ def test_nothing_to_look_at_is_the_users_mistake(tmp_path, path):
 def test_names_with_spaces_unicode_and_line_breaks(write_land, tmp_path):
     path = write_land(Path(tmp_path) / "Grüße\n aus München.tif", nodata=None, change=put(0))
     assert found(tmp_path)["undeclared nodata"].paths == (str(path),)
+
+
+def eurosat(dn, seed=0):
+    """L2A's twelve bands with a B10, B8A last."""
+    b10 = np.random.default_rng(seed).integers(8, 20, (1, *dn.shape[1:])).astype(np.uint16)
+    return np.concatenate([dn[:8], dn[9:10], b10, dn[10:], dn[8:9]])
+
+
+EUROSAT = (*L2A[:8], "B09", "B10", "B11", "B12", "B8A")
+
+
+def test_a_wrong_order_of_thirteen_bands_is_neither_suggested_nor_certified(write_land, tmp_path):
+    """The doctor printed the order with B8A in place and, given that, answered "clean"."""
+    for k in range(3):
+        write_land(tmp_path / f"{k}.tif", k, transform=places(k), change=eurosat, descriptions=None)
+    assert found(tmp_path)["band names missing"].fix == f"--data.band_names {' '.join(EUROSAT)}"
+    assert "band order" not in found(tmp_path)  # one finding, one order
+    assert found(tmp_path, band_names=L1C)["band order"].severity == "error"
+    assert exit_code(diagnose([tmp_path], progress=False, band_names=EUROSAT).findings) == 0
+
+
+@pytest.mark.parametrize(("names", "severities"), [(EUROSAT, set()), (L1C, {"error"})])
+def test_thirteen_names_that_files_carry(write_land, tmp_path, names, severities):
+    """EuroSAT's own names were taken for mere counting: "13 bands without a name"."""
+    for k in range(2):
+        write_land(tmp_path / f"{k}.tif", k, transform=places(k), change=eurosat, descriptions=names)
+    findings = found(tmp_path)
+    assert "band names missing" not in findings
+    assert {finding.severity for finding in findings.values()} - {"info"} == severities
+    if severities:
+        assert " ".join(EUROSAT) in findings["band order"].command  # no setting can rename them
+
+
+@pytest.mark.parametrize("side", [6, 7])
+def test_one_pixel_of_60_m_is_no_clip(write_land, tmp_path, side):
+    """172 rasters were flagged for one pixel of B01 or B09, 36 of 10 m or 49, that was their brightest."""
+
+    def repeated(dn):
+        coarse = dn[:, ::side, ::side].repeat(side, axis=1).repeat(side, axis=2)[:, :64, :64]
+        dn = dn[:, :64, :64].copy()
+        dn[[0, 9]] = coarse[[0, 9]]
+        dn[0, side : 2 * side, side : 2 * side] = 6000
+        return dn
+
+    write_land(tmp_path / f"{STATED}_a.tif", change=repeated, nodata=0)
+    assert "clipped values" not in found(tmp_path)
+
+    def clipped(dn):
+        dn = repeated(dn).astype(np.int32)
+        dn[[0, 9]] = (dn[[0, 9]] * 4).clip(1, 4500)
+        return dn.astype(np.uint16)
+
+    write_land(tmp_path / f"{STATED}_a.tif", change=clipped, nodata=0)
+    assert "clipped values" in found(tmp_path)
+
+
+def test_files_of_60_m_brought_to_10_m_count_as_stored(write_stack, land, tmp_path):
+    bright = land(0, (66, 66))[0]
+    coarse = land(0, (11, 11))[0]
+    coarse[5, 5] = 6000
+    write_stack(tmp_path / "a_B02.tif", None, array=bright[None], descriptions=None)
+    write_stack(
+        tmp_path / "a_B01.tif", None, array=coarse[None], descriptions=None, transform=(60, 0, 4e5, 0, -60, 5.3e6)
+    )
+    assert "clipped values" not in found(tmp_path)
+
+
+def test_findings_are_grouped_by_folder_and_product_the_worst_first(write_land, tmp_path):
+    for k in range(6):
+        bad = (put(65535), 0) if k < 2 else (put(0), None) if k < 4 else (None, 0)
+        folder = tmp_path / ("north", "south", "west")[k // 2]
+        write_land(folder / f"{STATED}_{k}.tif", k, transform=places(k), change=bad[0], nodata=bad[1])
+    write_land(
+        tmp_path / "north" / f"{STATED}_9.tif", 9, transform=places(9), change=lambda dn: dn[:10], descriptions=L2A[:10]
+    )
+    diagnosis = diagnose([tmp_path], progress=False)
+    told = [
+        (f.where and (Path(f.where.folder).name, f.where.product), f.check, f.counted_in_group)
+        for f in diagnosis.findings
+    ]
+    assert told == [
+        (("north", "L2A, 12 bands of uint16"), "undeclared nodata", "2 of 2"),
+        (("north", "L2A, 10 bands of uint16"), "bands missing", "1 of 1"),
+        (("south", "L2A, 12 bands of uint16"), "undeclared nodata", "2 of 2"),
+    ]
+    assert {f.severity for f in diagnosis.findings[3:]} == {"info"}
+    assert [Path(group.folder).name for group in diagnosis.groups] == ["north", "north", "south", "west"]
+    assert [(Path(group.folder).name, group.rasters) for group in diagnosis.sound] == [("west", 2)]

@@ -141,3 +141,23 @@ def test_a_truncated_label_raster(world):
     path.write_bytes(path.read_bytes()[:-300])
     finding = found(folder)["unreadable"]
     assert finding.paths == (str(path),)
+
+
+def test_negative_values_are_no_classes_and_told(world):
+    """The probe ignores them; the doctor counted them as a class."""
+
+    def negative(values):
+        values = values.astype(np.int16)
+        values[:9] = -1
+        return values
+
+    folder = world(negative, nodata=None)
+    findings = found(folder)
+    finding = findings["negative label values"]
+    assert (finding.severity, finding.count, finding.found) == ("warning", 1, "-1 (810 pixels)")
+    assert "probe ignores" in finding.fix
+    assert findings["class balance"].found.startswith("3 values in 3")
+    assert "label values" not in found(folder, classes=[1, 2, 3])
+    assert "negative label values" not in found(folder, ignore=[-1])
+    assert "negative label values" not in found(folder, classes=[-1, 1, 2, 3])
+    assert "negative label values" not in found(world(negative, nodata=-1))

@@ -70,3 +70,14 @@ def test_only_the_bands_in_use_are_looked_at(archive):
 def test_the_same_seed_looks_at_the_same_chips(archive):
     index = archive(lambda dn: dn + np.uint16(1000), 3)
     assert check_index(index, seed=1) == check_index(index, seed=1)
+
+
+def test_a_wrong_place_of_b10_is_told_where_it_is_not_in_use(land, write_stack, tmp_path):
+    """The ten bands of a run fit no land in either order; that B10 is read as B09 leaves no doubt."""
+    for k in range(3):
+        dn = land(k, (64, 64))
+        b10 = np.random.default_rng(k).integers(8, 20, (1, 64, 64)).astype(np.uint16)
+        stored = np.concatenate([dn[:8], dn[9:10], b10, dn[10:], dn[8:9]])
+        write_stack(tmp_path / f"{k}.tif", (*L2A[:10], "B10", *L2A[10:]), array=stored, nodata=0)
+    with pytest.raises(UserError, match="band order in 3 of 3"):
+        check_index(build_index([tmp_path], bands=BANDS, chip_size=32, progress=False))
