@@ -206,36 +206,47 @@ def check_band_order(
         if suspicion is None:
             continue
         name, positions = suspicion
-        path, example = group[positions[0]]
-        order = " ".join(example.orders.get(name, ()))
-        if example.misplaces_cirrus:
-            found = f"read as {' '.join(bands)}; {_cirrus_found(example)}"
-            found += f", where it is in the order {order} ({name})" if order else ", where no known order has it"
-        else:
-            found = (
-                f"read as {' '.join(bands)}; in {len(positions)} of {sum(e.tells for _, e in group)} scenes with "
-                f"enough land they vary together as {order} ({name}): distance {example.distances[name]:.3f} against "
-                f"{example.distances['as named']:.3f}"
-            )
-        fix, command = "look up the order at the source", ""
-        if order and path in described:
-            fix += "; if it is so, write it into copies of the files"
-            command = with_descriptions(path, order)
-        elif order:
-            fix += f"; if it is so, --data.band_names {order} (of files that name their bands: a copy that is right)"
+        examples = [group[k] for k in positions]
+        if examples[0][1].misplaces_cirrus:
+            findings += [_misplaced(path, evidence, name, path in described) for path, evidence in examples]
+            continue
+        path, example = examples[0]
+        order = " ".join(example.orders[name])
+        fix, command = _renaming(path, order, path in described)
         findings.append(
             Finding(
                 "band order",
-                "error" if example.misplaces_cirrus else "warning",
-                tuple(group[k][0] for k in positions),
-                found,
-                "B10 where the names say it" if example.misplaces_cirrus else "bands that vary together as over land",
+                "warning",
+                tuple(path for path, _ in examples),
+                f"read as {' '.join(bands)}; in {len(positions)} of {sum(e.tells for _, e in group)} scenes with "
+                f"enough land they vary together as {order} ({name}): distance {example.distances[name]:.3f} against "
+                f"{example.distances['as named']:.3f}",
+                "bands that vary together as over land",
                 fix,
                 len(positions),
                 command=command,
             )
         )
     return findings
+
+
+def _misplaced(path: str, evidence: OrderEvidence, name: str, is_described: bool) -> Finding:
+    """A scene that has B10 under another name."""
+    where, fix, command = "where no known order has it", "look up the order at the source", ""
+    if name != _ELSEWHERE:
+        order = " ".join(evidence.orders[name])
+        where = f"where it is in the order {order} ({name})"
+        fix, command = _renaming(path, order, is_described)
+    found = f"read as {' '.join(evidence.bands)}; {_cirrus_found(evidence)}, {where}"
+    return Finding("band order", "error", (path,), found, "B10 where the names say it", fix, command=command)
+
+
+def _renaming(path: str, order: str, is_described: bool) -> tuple[str, str]:
+    """What to do for bands that are in another order than named, and the command line where no setting does it."""
+    fix = "look up the order at the source; if it is so, "
+    if is_described:
+        return f"{fix}write it into copies of the files", with_descriptions(path, order)
+    return f"{fix}--data.band_names {order} (of files that name their bands: a copy that is right)", ""
 
 
 def suggested_orders(scenes: Sequence[tuple[str, OrderEvidence]]) -> dict[str, tuple[tuple[str, ...], str]]:

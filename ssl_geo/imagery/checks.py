@@ -208,17 +208,11 @@ def check_bands(scenes: Sequence[Scene]) -> list[Finding]:
         return []
     shared = reduce(lambda one, other: one & other, (frozenset(scene.bands) for scene in scenes))
     common = [band for band in scenes[0].bands if band in shared]
-    lacks = missing[0][1]
+    fix = f"--data.bands {' '.join(common)}" if common else "give scenes of one sensor"
+    expected = "the default bands of pretraining in every scene"
     return [
-        Finding(
-            "bands missing",
-            "warning",
-            tuple(scene.path for scene, _ in missing),
-            f"no {' '.join(lacks)}",
-            "the default bands of pretraining in every scene",
-            f"--data.bands {' '.join(common)}" if common else "give scenes of one sensor",
-            len(missing),
-        )
+        Finding("bands missing", "warning", (scene.path,), f"no {' '.join(lacks)}", expected, fix)
+        for scene, lacks in missing
     ]
 
 
