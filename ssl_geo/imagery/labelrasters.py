@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -35,10 +36,10 @@ class Beside:
 def beside_images(inspected: Sequence[Inspected]) -> dict[str, Beside]:
     """Rasters of one band whose name is no band's and that lie beside imagery of several bands, by path.
 
-    Names are compared folder by folder, as each may name its labels in its own way.
+    Names are compared within a folder that holds both, else among all that are not so mixed.
     """
     images: list[Path] = []
-    single: dict[Path, list[Path]] = {}
+    single: list[Path] = []
     grids: dict[str, tuple[object, ...]] = {}
     on_grid: dict[tuple[object, ...], list[Path]] = {}
     for one in inspected:
@@ -48,20 +49,28 @@ def beside_images(inspected: Sequence[Inspected]) -> dict[str, Beside]:
             for grid in {_grid(header) for header in one.headers if header.crs}:
                 on_grid.setdefault(grid, []).append(path)
         elif one.headers and canonical_band(path.stem) is None:
-            single.setdefault(path.parent, []).append(path)
+            single.append(path)
             grids[one.path] = _grid(one.headers[0])
-    found = {}
-    for files in single.values():
-        named: dict[Path, list[Path]] = {}
-        for image, fitting in zip(images, match_labels(images, files)[0] if images else [], strict=True):
+    mixed = {file.parent for file in single} & {image.parent for image in images}
+    sides: dict[Path | None, tuple[list[Path], list[Path]]] = {None: (images, [])}
+    for k, paths in enumerate((images, single)):
+        for path in paths:
+            if path.parent in mixed:
+                sides.setdefault(path.parent, ([], []))[k].append(path)
+            elif paths is single:
+                sides[None][1].append(path)
+    named: dict[Path, list[Path]] = {}
+    for ours, theirs in sides.values():
+        for image, fitting in zip(ours, match_labels(ours, theirs)[0], strict=True):
             for file in fitting:
                 named.setdefault(file, []).append(image)
-        for file in files:
-            there = on_grid.get(grids[str(file)], [])
-            if ours := named.get(file):
-                found[str(file)] = Beside("name", [image for image in ours if image in set(there)] or ours)
-            elif there:
-                found[str(file)] = Beside("grid", there)
+    found = {}
+    for file in single:
+        there = on_grid.get(grids[str(file)], [])
+        if file in named:
+            found[str(file)] = Beside("name", sorted({*named[file]} & {*there}) or named[file])
+        elif there:
+            found[str(file)] = Beside("grid", there)
     return found
 
 
@@ -125,12 +134,12 @@ def check_label_rasters(
 def _by_folder(labels: Sequence[Path], images: Iterable[Path], tops: set[Path]) -> dict[Path, list[Path]]:
     """Labels by the uppermost folder without images; where both share one, by it or, if many do, the one above."""
     above = {folder for image in images for folder in image.parents}
-    mixed = {label.parent for label in labels if label.parent in above} - tops
+    mixed = Counter(folder.parent for folder in {label.parent for label in labels} & above - tops)
     groups: dict[Path, list[Path]] = {}
     for label in labels:
         folder = label.parent
         if folder in above:
-            folder = folder.parent if sum(other.parent == folder.parent for other in mixed) > 1 else folder
+            folder = folder.parent if folder not in tops and mixed[folder.parent] > 1 else folder
         else:
             folder = _uppermost(folder, above, tops)
         groups.setdefault(folder, []).append(label)
