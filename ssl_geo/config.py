@@ -15,6 +15,7 @@ from ssl_geo.commandline import parse
 from ssl_geo.commandline import to_dict as to_dict
 from ssl_geo.commandline import to_yaml as to_yaml
 from ssl_geo.errors import one_line_errors
+from ssl_geo.imagery.archives import refuse_addresses
 from ssl_geo.resuming import read_settings, restarted_by_torchrun, resume_changes
 from ssl_geo.schema import NonFinite
 
@@ -28,7 +29,7 @@ class ArchiveConfig:
     bands: list[str] | None = None
     """bands the backbone takes, in order; default: the ten of 10 and 20 m, B02 B03 B04 B05 B06 B07 B08 B8A B11 B12"""
     band_names: list[str] | None = None
-    """names of the bands of files that name none, in file order"""
+    """names of the bands of files that name none, in file order; - for a layer that is no band"""
     level: Literal["L1C", "L2A"] | None = None
     """product level, whatever files tell; default: what their tags, metadata, names or B10 tell"""
     scale: float | None = None
@@ -240,7 +241,7 @@ class ImageConfig:
     """How the images' numbers become reflectance; what is given goes before what files tell."""
 
     band_names: list[str] | None = None
-    """names of the bands of files that name none, in file order"""
+    """names of the bands of files that name none, in file order; - for a layer that is no band"""
     level: Literal["L1C", "L2A"] | None = None
     """product level"""
     scale: float | None = None
@@ -407,6 +408,10 @@ def pretrain_config(argv: list[str] | None = None) -> PretrainConfig:
 
 def _make_paths_absolute(config: PretrainConfig) -> None:
     """What RUN/config.yaml names is found again from wherever the run is resumed."""
+    with one_line_errors(PROGRAM):
+        refuse_addresses("--data", config.data.paths)
+        refuse_addresses("--data.labels", [config.data.labels or ""])
+        refuse_addresses("--backbone.weights", [config.backbone.weights or ""])
     config.data.paths = [str(Path(path).absolute()) for path in config.data.paths]
     if config.data.labels is not None:
         config.data.labels = str(Path(config.data.labels).absolute())
@@ -421,7 +426,10 @@ def pack_config(argv: list[str] | None = None) -> PackConfig:
     """Settings of `python -m ssl_geo.pack`."""
     usage = f"python -m {PACK_PROGRAM} --data DIR [DIR ...] --out FOLDER [--SETTING VALUE ...] | --verify FOLDER"
     argv = sys.argv[1:] if argv is None else argv
-    return parse(PackConfig, PACK_PROGRAM, argv, {"--data": "--data.paths"}, usage)
+    config = parse(PackConfig, PACK_PROGRAM, argv, {"--data": "--data.paths"}, usage)
+    with one_line_errors(PACK_PROGRAM):
+        refuse_addresses("--data", config.data.paths)
+    return config
 
 
 PROBE_PROGRAM = "ssl_geo.probe"
@@ -431,7 +439,11 @@ def probe_config(argv: list[str] | None = None) -> ProbeConfig:
     """Settings of `python -m ssl_geo.probe`."""
     usage = f"python -m {PROBE_PROGRAM} --ckpt RUN [--images DIR --labels DIR] [--out OUT] [--SETTING VALUE ...]"
     argv = sys.argv[1:] if argv is None else argv
-    return parse(ProbeConfig, PROBE_PROGRAM, argv, {}, usage)
+    config = parse(ProbeConfig, PROBE_PROGRAM, argv, {}, usage)
+    with one_line_errors(PROBE_PROGRAM):
+        refuse_addresses("--images", config.images)
+        refuse_addresses("--labels", config.labels)
+    return config
 
 
 DOCTOR_PROGRAM = "ssl_geo.doctor"
@@ -441,7 +453,11 @@ def doctor_config(argv: list[str] | None = None) -> DoctorConfig:
     """Settings of `python -m ssl_geo.doctor`."""
     usage = f"python -m {DOCTOR_PROGRAM} [PATH ...] [--labels PATH ...] [--quick] [--out OUT] [--SETTING VALUE ...]"
     argv = sys.argv[1:] if argv is None else argv
-    return parse(DoctorConfig, DOCTOR_PROGRAM, argv, {}, usage, positional="--paths")
+    config = parse(DoctorConfig, DOCTOR_PROGRAM, argv, {}, usage, positional="--paths")
+    with one_line_errors(DOCTOR_PROGRAM):
+        refuse_addresses("PATH", config.paths)
+        refuse_addresses("--labels", config.labels)
+    return config
 
 
 PREDICT_PROGRAM = "ssl_geo.predict"
@@ -451,4 +467,7 @@ def predict_config(argv: list[str] | None = None) -> PredictConfig:
     """Settings of `python -m ssl_geo.predict`."""
     usage = f"python -m {PREDICT_PROGRAM} --head OUT/best_head --scene SCENE ... --out MAP [--SETTING VALUE ...]"
     argv = sys.argv[1:] if argv is None else argv
-    return parse(PredictConfig, PREDICT_PROGRAM, argv, {}, usage)
+    config = parse(PredictConfig, PREDICT_PROGRAM, argv, {}, usage)
+    with one_line_errors(PREDICT_PROGRAM):
+        refuse_addresses("--scene", config.scene)
+    return config

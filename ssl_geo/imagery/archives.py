@@ -31,6 +31,33 @@ _BESIDE_BANDS = re.compile(
     r"(?:TCI|SCL|AOT|WVP|PVI|CLD\w*|SNW\w*|MSK\w*|QA\d\d|visual|thumbnail|preview)", re.IGNORECASE
 )
 _WORD = re.compile(r"[A-Za-z0-9]+")
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]+:/|/vsi[a-z0-9_]+/")  # one slash: pathlib takes the other for none
+# What is met as data and not read, by suffix, and what makes a GeoTIFF of it.
+_OTHER_KINDS = {
+    ".vrt": ("a VRT, which names other files", "gdal_translate IN OUT"),
+    **dict.fromkeys((".nc", ".nc4", ".cdf"), ("netCDF", "gdal_translate NETCDF:IN:VARIABLE OUT")),
+    **dict.fromkeys(
+        (".h5", ".he5", ".hdf5", ".hdf"), ("HDF", "gdal_translate on a subdataset that gdalinfo IN lists, to OUT")
+    ),
+    ".zarr": ("Zarr", "gdal_translate on a subdataset that gdalinfo IN lists, to OUT"),
+    ".zip": ("an archive", "unzip IN and give the folder"),
+    **dict.fromkeys((".tar", ".tgz", ".gz"), ("an archive", "unpack IN and give the folder")),
+    **dict.fromkeys(
+        (".json", ".geojson"), ("JSON (a STAC item names its rasters)", "download its assets and give their folder")
+    ),
+    **dict.fromkeys(
+        (".img", ".dat", ".hdr"), ("ERDAS or ENVI, which keep pixels in other files", "gdal_translate IN OUT")
+    ),
+}
+_MAGIC = {  # of the same kinds whatever their names say
+    b"<VRTDataset": ".vrt",
+    b"CDF": ".nc",
+    b"\x89HDF": ".h5",
+    b"PK\3\4": ".zip",
+    b"\x1f\x8b": ".gz",
+    b"{": ".json",
+    b"EHFA_HEADER_TAG": ".img",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +66,44 @@ class FoundScene:
 
     path: Path
     files: tuple[Path, ...]
+
+
+def refuse_addresses(setting: str, paths: Sequence[str]) -> None:
+    """Refuse what is no local path, before it is taken for one and made absolute.
+
+    Args:
+        setting: What named them, ``--data`` for example.
+        paths: As the user gave them.
+
+    Raises:
+        UserError: Naming the first.
+    """
+    for path in paths:
+        if _ADDRESS.match(path) and not Path(path).exists():
+            raise UserError(
+                f"{setting} {path} is an address, only local files are read: download it and give its folder"
+            )
+
+
+def other_kind(path: Path) -> str | None:
+    """What a file or folder is that is no raster to be read, and what to do, as a clause that follows its path.
+
+    Its first bytes tell, else its suffix; None where neither does.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(64).lstrip()
+    except OSError:  # a folder
+        head = b""
+    suffix = next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), path.suffix.lower())
+    if suffix not in _OTHER_KINDS:
+        return None
+    what, mend = _OTHER_KINDS[suffix]
+    names = {
+        "IN": path.name,
+        "OUT": f"{path.stem.removesuffix('.')}.tif" if path.suffix != ".tif" else f"{path.stem}_2.tif",
+    }
+    return f"is {what}, and is not read; {re.sub('IN|OUT', lambda word: names[word[0]], mend)}"
 
 
 def find_scenes(paths: Sequence[Path | str]) -> list[Path]:
@@ -75,6 +140,10 @@ def walk_scenes(paths: Sequence[Path | str], *, progress: bool = False) -> list[
                     continue
                 found = _walk(path, entered, bar)
                 if not found:
+                    inside = sorted(path.iterdir()) if path.suffix.lower() not in _OTHER_KINDS else []
+                    for other in (path, *inside):
+                        if other.suffix.lower() in _OTHER_KINDS and (kind := other_kind(other)) is not None:
+                            raise UserError(f"no raster under {path}: {other} {kind}")
                     raise UserError(
                         f"no raster under {path}: looked for {', '.join(RASTER_SUFFIXES)} in all folders below it; "
                         "point --data at a folder of GeoTIFFs or a product's band files"

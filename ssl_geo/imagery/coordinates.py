@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -15,6 +16,8 @@ from rasterio.warp import transform as transform_points
 from ssl_geo.errors import UserError
 from ssl_geo.imagery.gdal import FAILURES
 
+_CRS_NAME = re.compile(r"[A-Za-z]+:\w+$|[A-Za-z_]+\s*\[")
+
 
 @lru_cache(maxsize=256)
 def crs_name(wkt: str) -> str:
@@ -22,16 +25,32 @@ def crs_name(wkt: str) -> str:
     return rasterio.CRS.from_wkt(wkt).to_string() if wkt else ""
 
 
+def crs_of(name: str) -> rasterio.CRS:
+    """The CRS of a name that `crs_name` gave.
+
+    An index or a head may have been changed: rasterio alone would open what is an address or a file.
+
+    Raises:
+        UserError: If it is no code of a registry and no WKT.
+    """
+    if not _CRS_NAME.match(name):
+        raise UserError(f"CRS {name[:40]!r} is neither a code such as EPSG:32633 nor WKT; fix the georeferencing")
+    try:
+        return rasterio.CRS.from_user_input(name)
+    except CRSError as error:
+        raise UserError(f"CRS {name[:40]!r} is not known ({error}); fix the georeferencing") from error
+
+
 def same_crs(one: str | None, other: str | None) -> bool:
     """Whether two coordinate reference systems are the same, however they are written; None equals only None."""
     if one is None or other is None or one == other:
         return one == other
-    return bool(rasterio.CRS.from_user_input(one) == rasterio.CRS.from_user_input(other))
+    return bool(crs_of(one) == crs_of(other))
 
 
 def in_metres(name: str | None) -> bool:
     """Whether coordinates are metres on a projection."""
-    crs = rasterio.CRS.from_user_input(name) if name else None
+    crs = crs_of(name) if name else None
     return crs is not None and crs.is_projected and crs.linear_units_factor[1] == 1.0
 
 
@@ -51,7 +70,7 @@ def to_lonlat(crs: str, x: npt.ArrayLike, y: npt.ArrayLike) -> npt.NDArray[np.fl
     """
     try:
         with rasterio.Env():
-            lon, lat = transform_points(crs, "EPSG:4326", np.asarray(x).tolist(), np.asarray(y).tolist())
+            lon, lat = transform_points(crs_of(crs), "EPSG:4326", np.asarray(x).tolist(), np.asarray(y).tolist())
     except (*FAILURES, CRSError) as error:
         raise UserError(f"no longitude and latitude in CRS {crs[:40]} ({error}); mend the image's CRS") from error
     return np.stack([lon, lat], axis=1).astype(np.float64)
@@ -92,11 +111,11 @@ def warp_labels(
     x, y = a * cols + b * rows + c, d * cols + e * rows + f
     try:
         with rasterio.Env():
-            xs, ys = transform_points(to_crs, crs, x.ravel().tolist(), y.ravel().tolist())
+            xs, ys = transform_points(crs_of(to_crs), crs_of(crs), x.ravel().tolist(), y.ravel().tolist())
     except (*FAILURES, CRSError) as error:
         raise UserError(f"cannot warp labels from CRS {crs[:40]} to {to_crs[:40]}: {error}") from error
     a, b, c, d, e, f = transform
-    around = b == d == 0 and rasterio.CRS.from_user_input(crs).is_geographic
+    around = b == d == 0 and crs_of(crs).is_geographic
     if around:  # across the antimeridian longitudes go on beyond 180 degrees
         xs = np.unwrap(np.unwrap(np.reshape(xs, x.shape), period=360, axis=0), period=360, axis=1).ravel()
     pixels = np.linalg.solve([[a, b], [d, e]], np.stack([np.array(xs) - c, np.array(ys) - f]))

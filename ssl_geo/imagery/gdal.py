@@ -6,35 +6,46 @@ Its dataset handles must cross neither a fork nor a thread: each thread of each 
 from __future__ import annotations
 
 import os
+import stat
+import struct
+import tempfile
 import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import numpy as np
 import rasterio
 from rasterio._err import CPLE_BaseError  # rasterio.errors lacks it
+from rasterio.enums import Interleaving, MaskFlags
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
+
+from ssl_geo.errors import UserError
+from ssl_geo.imagery.scenes import UnreadableError
 
 # Bytes of decoded blocks that GDAL keeps; by itself it takes 5 % of the machine's memory, in each loader worker anew.
 BLOCK_CACHE = {} if "GDAL_CACHEMAX" in os.environ else {"GDAL_CACHEMAX": 256_000_000}
-# Formats that hold their pixels themselves. Others (VRT, WMS ...) name files and addresses, which GDAL would open.
-_FORMATS = ["GTiff", "JP2OpenJPEG", "JP2KAK", "JP2ECW", "JP2MrSID", "PNG", "JPEG", "HFA", "ENVI"]
+# Formats whose one file holds all pixels. Others name files and addresses, which GDAL would open: VRT and WMS by
+# design, HFA by its .ige and .rrd files, ENVI by its header; of closed libraries (Kakadu, ECW, MrSID) nobody can tell.
+# GDAL_SKIP would not do instead: rasterio registers all drivers again at each outermost Env, in any thread.
+_FORMATS = ["GTiff", "JP2OpenJPEG", "PNG", "JPEG"]
 # What rasterio raises where GDAL fails; CPLE_BaseError are GDAL's own messages that it has no class for.
 FAILURES = (RasterioError, CPLE_BaseError, OSError)
 UNREADABLE = (*FAILURES, UnicodeError, MemoryError)  # what it raises for damaged files, and names in no encoding
 _MAX_OPEN = 64  # files a thread keeps open: two to six band folders, far below the usual limit of 1024 a process
 
 
-_AFTER_NAME = (".msk", ".aux.xml")  # masks; metadata (CRS, nodata)
-_FOR_SUFFIX = (".tfw", ".tifw", ".tiffw", ".j2w", ".jp2w", ".wld", ".hdr")  # world files; ENVI's headers
-
-
-def _has_side_file(file: Path) -> bool:
-    beside = [file.with_name(file.name + suffix) for suffix in _AFTER_NAME]
-    beside += [file.with_suffix(suffix) for suffix in _FOR_SUFFIX]
-    return any(path.exists() for path in beside)
+MAX_BLOCK_BYTES = 1 << 28
+"""Largest block, decoded, with the bands stored in it; a whole tile of Sentinel-2 in uint16 has 241 MB."""
+_ALWAYS_READ = 4_000_000_000  # bytes of pixels of a whole tile of Sentinel-2 in 13 bands (3.1 GB), if it is all fill
+_MAX_RATIO = 2000  # of pixels to file in bytes beyond that; deflate reaches 1032:1 (zlib.net, "Technical Details")
+_MAX_SIDE_FILE = 1 << 24  # bytes; statistics and tables of classes take kilobytes
+_MASK = ".msk"
+_METADATA = ".aux.xml"  # CRS, nodata
+_WORLD_FILES = (".tfw", ".tifw", ".tiffw", ".j2w", ".jp2w", ".wld")  # where it lies
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two: BigTIFF
 
 
 def side_files(rasters: Iterable[Path]) -> list[Path]:
@@ -43,9 +54,152 @@ def side_files(rasters: Iterable[Path]) -> list[Path]:
     for folder in dict.fromkeys(raster.parent for raster in rasters):
         if os.access(folder, os.R_OK):  # a file may be given by name in a folder that cannot be listed
             with os.scandir(folder) as entries:
-                names = sorted(e.name for e in entries if e.name.lower().endswith((*_AFTER_NAME, *_FOR_SUFFIX)))
+                kinds = (_MASK, _METADATA, *_WORLD_FILES)
+                names = sorted(e.name for e in entries if e.name.lower().endswith(kinds))
             found += [folder / name for name in names]
     return found
+
+
+def _side_file(path: Path, raster: Path, most: int = _MAX_SIDE_FILE) -> bytes | None:
+    """The first `most` bytes of a side file, all of it by default; None where there is none.
+
+    Raises:
+        UnreadableError: If it is no regular file, a link that leads out of the raster's folder, or larger than
+            `_MAX_SIDE_FILE` and wanted whole.
+    """
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise UnreadableError(f"{path} beside {raster.name} is no regular file; remove it")
+        folders = (raster.parent.resolve(), raster.resolve().parent) if path.is_symlink() else ()
+        if folders and path.resolve().parent not in folders:
+            raise UnreadableError(f"{path} is a link that leads out of its folder; put the file itself there")
+        if most == _MAX_SIDE_FILE < status.st_size:
+            raise UnreadableError(f"{path} has {status.st_size} bytes, more than {most}; remove it")
+        with path.open("rb") as file:
+            return file.read(most)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise UnreadableError(f"cannot read {path} beside {raster.name}: {error.strerror}") from error
+
+
+@contextmanager
+def described(file: str) -> Iterator[rasterio.DatasetReader]:
+    """The dataset of a file as its metadata and world files describe it, for its header alone: no pixels, no masks.
+
+    GDAL would look beside a raster for some forty names, open what they are by any driver and follow any link. It
+    never does: it is given no folder, and where there are side files one with a link to the raster and their copies.
+
+    Raises:
+        UnreadableError: If a side file is not what it should be.
+        UserError: If no temporary folder can be made.
+    """
+    path = Path(file)
+    names = {path.suffix + _METADATA: Path(file + _METADATA)}
+    names |= {suffix: path.with_suffix(suffix) for suffix in _WORLD_FILES}
+    sides = {name: told for name, beside in names.items() if (told := _side_file(beside, path)) is not None}
+    if not sides:
+        yield open_datasets.get(file)
+        return
+    with ExitStack() as stack:
+        try:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ssl_geo-")))
+            link = folder / f"raster{path.suffix}"
+            link.symlink_to(path)
+            for name, told in sides.items():
+                (folder / f"raster{name}").write_bytes(told)
+        except OSError as error:
+            raise UserError(
+                f"cannot copy the side files of {file} to {tempfile.gettempdir()} ({error.strerror}); make room there "
+                "or set TMPDIR"
+            ) from error
+        with ungeoreferenced_allowed(), rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="FALSE", **BLOCK_CACHE):
+            dataset = stack.enter_context(rasterio.DatasetReader(str(link), driver=_FORMATS))
+        yield dataset
+
+
+def _opened(file: str) -> rasterio.DatasetReader:
+    """Open one file and nothing else, whatever lies beside it or is written in it.
+
+    Raises:
+        UnreadableError: If it is no regular file, has a name that is not UTF-8, or asks for more memory or time than
+            its size justifies.
+    """
+    status = Path(file).stat()  # of a link that leads nowhere GDAL would open what it holds: an address, for example
+    if not stat.S_ISREG(status.st_mode):
+        raise UnreadableError(f"{file} is no regular file (a pipe, a device, a folder); take it out of the archive")
+    try:
+        file.encode()
+    except UnicodeEncodeError as error:
+        raise UnreadableError(f"{printable(file)} has a name that is not UTF-8; rename it") from error
+    with ungeoreferenced_allowed(), rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR", **BLOCK_CACHE):
+        dataset = rasterio.DatasetReader(file, driver=_FORMATS)  # rasterio.open takes but one
+    try:
+        _refuse_bomb(dataset, file, status.st_size)
+    except BaseException:
+        dataset.close()
+        raise
+    return dataset
+
+
+def printable(path: str) -> str:
+    """A path as text, with bytes that are not UTF-8 escaped."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def _refuse_bomb(dataset: rasterio.DatasetReader, file: str, size: int) -> None:
+    """Refuse a header that asks for memory or time out of proportion to the file."""
+    height, width, count = dataset.height, dataset.width, dataset.count
+    itemsize = max(4 if name == "complex_int16" else np.dtype(name).itemsize for name in dataset.dtypes)
+    claimed = height * width * count * itemsize
+    if claimed > max(_ALWAYS_READ, _MAX_RATIO * size):
+        raise UnreadableError(
+            f"{file} claims {height}×{width} pixels, {claimed / 1e9:.0f} GB, with {size} bytes, more than "
+            f"{_ALWAYS_READ / 1e9:.0f} GB and {_MAX_RATIO} times the file; cut out what holds pixels "
+            "(gdal_translate -srcwin)"
+        )
+    if dataset.driver == "GTiff":
+        rows, cols = dataset.block_shapes[0]
+        together = count if dataset.interleaving == Interleaving.pixel else 1
+    elif dataset.driver == "JP2OpenJPEG":
+        rows, cols, together = _jpeg2000_tile(file)
+    else:  # PNG and JPEG may be stored so that they are decoded whole
+        rows, cols, together = height, width, count
+    if (block := rows * cols * together * itemsize) > MAX_BLOCK_BYTES:
+        raise UnreadableError(
+            f"{file} stores {rows}×{cols} pixels in one block, {block >> 20} MB when decoded, more than "
+            f"{MAX_BLOCK_BYTES >> 20} MB; store it in tiles (gdal_translate -co TILED=YES -co COMPRESS=DEFLATE)"
+        )
+
+
+def _jpeg2000_tile(file: str) -> tuple[int, int, int]:
+    """Rows and columns of a tile of JPEG 2000 and its components (ISO/IEC 15444-1, annexes A.5.1 and I.4).
+
+    GDAL calls a part of a larger tile a block, and decodes the tile.
+    """
+    with Path(file).open("rb") as stream:
+        at = 0
+        for _ in range(1000):  # boxes; products have less than ten
+            stream.seek(at)
+            head = stream.read(16)
+            if head[:4] == b"\xff\x4f\xff\x51":  # a codestream without boxes
+                break
+            if len(head) < 16:
+                raise UnreadableError(f"{file} holds no JPEG 2000 codestream; fetch the file again")
+            length = int.from_bytes(head[:4], "big")
+            start = 16 if length == 1 else 8
+            if head[4:8] == b"jp2c":
+                at += start
+                break
+            at += int.from_bytes(head[8:], "big") if length == 1 else length or 1 << 62
+        stream.seek(at)
+        marker = stream.read(42)
+    if len(marker) < 42 or marker[:4] != b"\xff\x4f\xff\x51":
+        raise UnreadableError(f"{file} holds no JPEG 2000 codestream; fetch the file again")
+    width, height, left, top, tile_width, tile_height = struct.unpack(">6I", marker[8:32])
+    (components,) = struct.unpack(">H", marker[40:42])
+    return min(tile_height, height - top), min(tile_width, width - left), components
 
 
 class _OpenDatasets(threading.local):
@@ -57,7 +211,7 @@ class _OpenDatasets(threading.local):
         self.inherited: list[object] = []
 
     def get(self, file: str, *, fresh: bool = False) -> rasterio.DatasetReader:
-        """The open dataset of a file; `fresh` opens it anew, as it may have been replaced since."""
+        """The open dataset of a file; `fresh` opens it again, as it may have been replaced since."""
         if self.process != os.getpid():
             # After a fork: GDAL's handles belong to the parent; kept, so that this process does not close them.
             self.inherited.append(self.datasets)
@@ -67,14 +221,35 @@ class _OpenDatasets(threading.local):
             dataset.close()
             dataset = None
         if dataset is None:
-            # A scan of the folder costs more than reading a chip: the side files that count are asked for by name.
-            sides = "TRUE" if _has_side_file(Path(file)) else "EMPTY_DIR"
-            with ungeoreferenced_allowed(), rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN=sides, **BLOCK_CACHE):
-                dataset = rasterio.DatasetReader(file, driver=_FORMATS)  # rasterio.open takes but one
+            dataset = _opened(file)
         self.datasets[file] = dataset
         if len(self.datasets) > _MAX_OPEN:
             self.datasets.popitem(last=False)[1].close()
         return dataset
+
+    def mask(self, file: str, *, fresh: bool = False) -> rasterio.DatasetReader | None:
+        """The mask beside a file (``NAME.msk``), unless it holds one itself; GDAL would open it by any driver.
+
+        Raises:
+            UnreadableError: If it is no GeoTIFF of the file's size, or see `_side_file` and `_opened`.
+        """
+        beside = file + _MASK
+        if (magic := _side_file(Path(beside), Path(file), most=4)) is None:
+            return None
+        dataset = self.get(file)
+        if any(MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags for flags in dataset.mask_flag_enums):
+            return None
+        if magic not in _TIFF:
+            raise UnreadableError(f"{beside} is no GeoTIFF, as masks are; write the mask again or remove it")
+        mask = self.get(beside, fresh=fresh)
+        if (mask.height, mask.width) != (dataset.height, dataset.width):
+            raise UnreadableError(
+                f"{beside} has {mask.height}×{mask.width} pixels, its raster {dataset.height}×{dataset.width}; "
+                "write the mask again or remove it"
+            )
+        tags = mask.tags()  # what a mask of GDAL is to its raster; without a word it is none
+        flags = [tags.get(f"INTERNAL_MASK_FLAGS_{n}", "") for n in range(1, dataset.count + 1)]
+        return mask if any(text.isdecimal() and int(text) & MaskFlags.per_dataset for text in flags) else None
 
     def drop(self, file: str) -> None:
         """Close a file after a failure."""

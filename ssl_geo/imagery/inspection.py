@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from ssl_geo.errors import UserError
@@ -17,14 +16,12 @@ from ssl_geo.imagery.scenes import (
     Header,
     NotImageryError,
     Scene,
+    SettingError,
     UnknownUnitError,
     UnnamedBandsError,
     UnreadableError,
 )
 from ssl_geo.imagery.sensors import LIKELY_ORDERS
-
-_MAX_RATIO = 2000  # of pixels to file in bytes; deflate reaches 1032:1 (zlib.net, "Technical Details")
-_SMALL = 1 << 30  # bytes of pixels that are read in any case
 
 
 @dataclass
@@ -66,9 +63,6 @@ def inspect(found: FoundScene, settings: Mapping[str, Any]) -> Inspected:
             seen.findings.append(_refused(str(file), error))
         else:
             seen.headers.append(header)
-            if (claim := _impossible(header)) is not None:
-                seen.findings.append(claim)
-                return seen
     if len(seen.headers) < len(found.files):
         seen.readable = [numbered(header) for header in seen.headers]
         return seen
@@ -95,6 +89,8 @@ def _open(seen: Inspected, settings: dict[str, Any]) -> Scene | None:
         except UnknownUnitError:
             seen.findings.append(_unit_unknown(seen.path, seen.headers[0]))
             settings["scale"] = 1.0
+        except SettingError:
+            raise
         except NotImageryError as error:
             seen.findings.append(_no_imagery(seen.path, error))
             return None
@@ -156,18 +152,21 @@ def _unit_unknown(path: str, header: Header) -> Finding:
 
 
 def unreadable(path: str, error: BaseException) -> Finding:
-    """A file or a part of it that cannot be read, with what GDAL said."""
-    said = str(error)
-    while (cause := error.__cause__) is not None:  # "Read failed. See previous exception for details."
-        error = cause
-    said += "" if str(error) in said else f" ({error})"
+    """A file or a part of it that cannot be read, with what GDAL said, or why it is not tried and what to do."""
+    said, mend = str(error), "fetch the file again"
+    if said.startswith("cannot "):
+        while (cause := error.__cause__) is not None:  # "Read failed. See previous exception for details."
+            error = cause
+        said += "" if str(error) in said else f" ({error})"
+    elif "; " in said:
+        said, _, mend = said.rpartition("; ")
     return Finding(
         "unreadable",
         "error",
         (path,),
         " ".join(said.split())[:400],
         "every block readable",
-        "fetch the file again, or take it out of the archive (--data.max_unreadable is the share that may be left out)",
+        f"{mend}, or take it out of the archive (--data.max_unreadable is the share that may be left out)",
     )
 
 
@@ -186,19 +185,3 @@ def _no_imagery(path: str, error: Exception) -> Finding:
 def _refused(path: str, error: Exception) -> Finding:
     told, _, mend = str(error).rpartition("; ") if "; " in str(error) else str(error).rpartition(": ")
     return Finding("header contradicts itself", "error", (path,), told, "one product on one grid", mend)
-
-
-def _impossible(header: Header) -> Finding | None:
-    """A header that claims more pixels than the file can hold, so that reading them would not end."""
-    claimed = header.height * header.width * len(header.numbers) * header.dtype.itemsize
-    stored = Path(header.file).stat().st_size
-    if claimed <= max(_SMALL, _MAX_RATIO * stored):
-        return None
-    return Finding(
-        "unreadable",
-        "error",
-        (header.file,),
-        f"{header.height}×{header.width} pixels, {claimed / 1e9:.0f} GB, claimed by a file of {stored} bytes",
-        "every block readable",
-        "fetch the file again, or take it out of the archive",
-    )

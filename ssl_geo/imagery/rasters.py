@@ -22,9 +22,9 @@ from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.windows import Window
 
 from ssl_geo.errors import UserError, nearest
-from ssl_geo.imagery.archives import BAND, RASTER_SUFFIXES, band_files, find_scenes
+from ssl_geo.imagery.archives import BAND, RASTER_SUFFIXES, band_files, find_scenes, other_kind
 from ssl_geo.imagery.coordinates import crs_name
-from ssl_geo.imagery.gdal import UNREADABLE, open_datasets
+from ssl_geo.imagery.gdal import UNREADABLE, described, open_datasets
 from ssl_geo.imagery.products import (
     LEVELS,
     date_in_names,
@@ -41,7 +41,9 @@ from ssl_geo.imagery.scenes import (
     Scene,
     Transform,
     UnreadableError,
+    check_settings,
     finest,
+    is_scale,
     measured,
     name_stack,
     one_value,
@@ -84,8 +86,9 @@ def open_scene(
 
     Args:
         path: A file, a folder of band files, or a group (``folder/T33UUU_20170216T102101_{band}``).
-        band_names: The bands of stacks that name none, in the file's order. A stack that does name its bands
-            keeps its own names; where as many names are given and they contradict it, it is refused.
+        band_names: The bands of stacks that name none, in the file's order, ``-`` for a layer that is none. A stack
+            that does name its bands keeps its own names; where as many names are given and they contradict it, it is
+            refused.
         level: ``L1C`` or ``L2A``.
         scale: Reflectance per DN; required for floating-point and 8-bit files without a scale tag.
         offset: In DN, added before scaling.
@@ -99,6 +102,7 @@ def open_scene(
     path = Path(path).absolute()
     if level is not None and level not in LEVELS:
         raise UserError(f"--data.level {level} is no product level; {nearest(level, LEVELS)}")
+    check_settings(scale=scale, offset=offset)
     if path.is_file():
         header = _header(str(path))
         parts = [(name, number, header) for name, number in name_stack(header, band_names)]
@@ -315,8 +319,7 @@ def read_legend(path: str | os.PathLike[str]) -> tuple[dict[int, str], dict[int,
     """
     file = str(Path(path).absolute())
     try:
-        dataset = open_datasets.get(file)
-        with rasterio.Env():
+        with described(file) as dataset, rasterio.Env():
             tags = dataset.tags()
             palette = dataset.colormap(1) if ColorInterp.palette in dataset.colorinterp else {}
     except UNREADABLE as error:
@@ -327,18 +330,19 @@ def read_legend(path: str | os.PathLike[str]) -> tuple[dict[int, str], dict[int,
 
 
 def _header(file: str, *, labels: bool = False) -> Header:
-    """Open a file anew and read its header.
+    """Open a file again and read its header.
 
     Raises:
-        UnreadableError: If GDAL cannot open it.
+        UnreadableError: If it cannot be opened, lies nowhere, or is scaled to nothing.
         NotImageryError: If it is a palette (but for labels), a picture for display, or complex.
     """
     try:
-        dataset = open_datasets.get(file, fresh=True)
-        with rasterio.Env():  # sends GDAL's messages to logging instead of stderr
+        open_datasets.get(file, fresh=True)
+        # The environment sends GDAL's messages to logging instead of stderr.
+        with described(file) as dataset, rasterio.Env():
             interpretation = dataset.colorinterp
             numbers = tuple(i for i, c in enumerate(interpretation, start=1) if c != ColorInterp.alpha)
-            # Each of these is made anew by rasterio when it is asked for: once a file, not once a band.
+            # Each of these is made again by rasterio when it is asked for: once a file, not once a band.
             all_dtypes, all_nodata, all_descriptions = dataset.dtypes, dataset.nodatavals, dataset.descriptions
             scales, offsets = dataset.scales, dataset.offsets
             dtypes = {all_dtypes[i - 1] for i in numbers}
@@ -348,8 +352,12 @@ def _header(file: str, *, labels: bool = False) -> Header:
             masked = any(MaskFlags.per_dataset in flags for flags in dataset.mask_flag_enums)
             crs_wkt = dataset.crs.wkt if dataset.crs else ""
             datetime = dataset.tags().get("TIFFTAG_DATETIME")
+            transform = tuple(dataset.transform)[:6]
+            height, width = dataset.height, dataset.width
+            masked = masked or open_datasets.mask(file, fresh=True) is not None
     except UNREADABLE as error:
-        raise UnreadableError(f"cannot open {file}: {error}") from error
+        kind = other_kind(Path(file))
+        raise UnreadableError(f"cannot open {file}: {error}" if kind is None else f"{file} {kind}") from error
     if not numbers:
         raise NotImageryError(f"{file} holds nothing but an alpha band; leave it out of --data")
     if any(dtype.startswith("complex") for dtype in dtypes):
@@ -366,17 +374,21 @@ def _header(file: str, *, labels: bool = False) -> Header:
         raise UserError(
             f"{file} declares different nodata values by band: {sorted(map(str, nodata))}; set --data.nodata"
         )
+    if wrong := [pair for pair in scaling if not (is_scale(pair[0]) and math.isfinite(pair[1]))]:
+        scale, offset = wrong[0]
+        raise UnreadableError(f"{file} tags a scale of {scale:g} and an offset of {offset:g}; fix or remove the tags")
     if len(scaling) > 1:
         raise UserError(
             f"{file} tags different scales or offsets by band: {sorted(scaling)}; set them alike in the file"
         )
-    if any(scale == 0 for scale, _ in scaling):
-        raise UserError(f"{file} tags a scale of 0, by which all pixels are alike: mend or remove the tag")
-    a, b, c, d, e, f = tuple(dataset.transform)[:6]
+    a, b, c, d, e, f = transform
+    area = a * e - b * d
+    if not (area and all(map(math.isfinite, (area, c, f, (abs(a) + abs(d)) * width, (abs(b) + abs(e)) * height)))):
+        raise UnreadableError(f"{file} lies nowhere, its transform is {transform}; fix its georeferencing")
     return Header(
         file=file,
-        height=dataset.height,
-        width=dataset.width,
+        height=height,
+        width=width,
         crs=crs_name(crs_wkt),
         transform=(a, b, c, d, e, f),
         dtype=np.result_type(*dtypes),
@@ -397,7 +409,12 @@ def _read(
         dataset = open_datasets.get(file)
         with rasterio.Env():
             stored = dataset.read(list(numbers), window=window)
-            mask = dataset.read_masks(numbers[0], window=window) if masked else None
+            mask = None
+            if masked:
+                beside = open_datasets.mask(file)
+                mask = (
+                    dataset.read_masks(numbers[0], window=window) if beside is None else beside.read(1, window=window)
+                )
     except UNREADABLE as error:
         open_datasets.drop(file)
         raise UnreadableError(
@@ -415,6 +432,11 @@ def _replicate(stored: npt.NDArray[Any], ratio: int) -> npt.NDArray[Any]:
 def _as_dtype(value: float, dtype: np.dtype[Any]) -> np.generic | None:
     """A nodata value in the type of the DN, or None where no DN can equal it."""
     if dtype.kind == "f":
-        return None if math.isnan(value) else dtype.type(value)
+        with np.errstate(over="ignore"):  # a double's lowest, declared of singles: -inf, which is no value either
+            return None if math.isnan(value) else dtype.type(value)
     limits = np.iinfo(dtype)
-    return dtype.type(value) if value == int(value) and limits.min <= value <= limits.max else None
+    return (
+        dtype.type(value)
+        if math.isfinite(value) and value == int(value) and limits.min <= value <= limits.max
+        else None
+    )

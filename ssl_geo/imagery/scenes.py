@@ -32,12 +32,17 @@ into gaps without saying so begins far above: 1e20 (CF), 9.97e36 (netCDF), ±3.4
 pixel overflows float32 within a network and takes its whole tile with it."""
 UNMEASURED = f"what nothing measures (NaN, infinity, reflectance beyond ±{MEASURABLE:g})"
 _MEASURABLE_DN = 1e30  # whatever the scale: half the digits of float32's exponent are left for the arithmetic
-
+NO_BAND = "-"  # in band_names: a layer that is no band (QA, DEM, land cover)
+_LARGEST = 1e12  # of an offset, of a scale and of one over it: beyond, sums of squares and single precision overflow
 _MAX_SAID = 4  # statements that a line lists
 
 
 class UnreadableError(UserError):
     """A file that cannot be opened or read, so that an index may count it and go on."""
+
+
+class SettingError(UserError):
+    """A setting that makes sense for no scene."""
 
 
 class NotImageryError(UserError):
@@ -161,29 +166,35 @@ def name_stack(header: Header, band_names: Sequence[str] | None) -> list[tuple[s
         own = [None] * count
     if count == 1 and own[0] is None:
         own = [canonical_band(Path(path).stem)]
-    user: list[str] | None = None
+    user: list[str | None] | None = None
     if band_names is not None:
         user = []
         for name in band_names:
-            if (known := canonical_band(name)) is None:
-                raise UserError(f"--data.band_names holds {name}, which is no band; {nearest(name, KNOWN_BANDS)}")
+            if (known := None if name == NO_BAND else canonical_band(name)) is None and name != NO_BAND:
+                raise SettingError(
+                    f"--data.band_names holds {name}, which is no band; {nearest(name, KNOWN_BANDS)} ({NO_BAND} stands "
+                    "for a layer that is none)"
+                )
             user.append(known)
+        if not any(user):
+            raise SettingError(f"--data.band_names {' '.join(band_names)} names no band; {nearest('', KNOWN_BANDS)}")
     if any(own):
         if user is not None and len(user) == count:
             if wrong := [(o, u) for o, u in zip(own, user, strict=True) if o is not None and o != u]:
                 raise UserError(
-                    f"{path} names its bands, {wrong[0][0]} where --data.band_names says {wrong[0][1]}; "
+                    f"{path} names its bands, {wrong[0][0]} where --data.band_names says {wrong[0][1] or NO_BAND}; "
                     "leave --data.band_names out or correct it"
                 )
             own = list(user)
     elif user is None:
         raise UnnamedBandsError(
-            f"{path} has {_bands(count)} and names none: --data.band_names is required, {likely_order(count)}"
+            f"{path} has {_bands(count)} and names none: --data.band_names is required, {likely_order(count)} "
+            f"({NO_BAND} stands for a layer that is no band)"
         )
     elif len(user) != count:
         raise UserError(
-            f"{path} has {_bands(count)} where --data.band_names lists {len(user)}: {likely_order(count)}; or point "
-            "--data at the imagery alone"
+            f"{path} has {_bands(count)} where --data.band_names lists {len(user)}: {likely_order(count)} "
+            f"({NO_BAND} stands for a layer that is no band); or point --data at the imagery alone"
         )
     else:
         own = list(user)
@@ -284,6 +295,26 @@ def overruled(stated: Mapping[str, float | str | None], settings: Mapping[str, f
     )
 
 
+def check_settings(*, scale: float | None, offset: float | None) -> None:
+    """Refuse numbers that make reflectance of no scene.
+
+    Raises:
+        SettingError: Naming the value, what is allowed, and the setting.
+    """
+    if scale is not None and not is_scale(scale):
+        raise SettingError(
+            f"--data.scale is {scale}; it takes {1 / _LARGEST:g} to {_LARGEST:g}: Sentinel-2 integers 1e-4, "
+            "reflectance as stored 1"
+        )
+    if offset is not None and not abs(offset) <= _LARGEST:
+        raise SettingError(f"--data.offset is {offset}; it takes up to {_LARGEST:g} DN, usually 0 or -1000")
+
+
+def is_scale(value: float) -> bool:
+    """Whether a number can be reflectance per DN."""
+    return 1 / _LARGEST <= abs(value) <= _LARGEST
+
+
 def listed_statements(overruled: Iterable[tuple[str, ...]]) -> str:
     """What scenes state and settings replace, with how many state it, the most frequent first: ``level L2A in 3``."""
     counts = Counter(statement for of_scene in overruled for statement in of_scene)
@@ -332,6 +363,7 @@ def radiometry(
 
     Raises:
         UserError: If the unit is unknown: a floating-point or 8-bit file, no scale tag and no setting.
+        UnreadableError: If what the files state makes no reflectance.
     """
     is_product = dtype.kind in "iu" and dtype.itemsize > 1
     stated: dict[str, float | None] = {"scale": None, "offset": None}
@@ -354,9 +386,16 @@ def radiometry(
         source = "setting"
     else:
         offset = stated["offset"]
+    scale = SENTINEL2_SCALE if scale is None else scale
+    offset = 0.0 if offset is None else offset
+    if not (is_scale(scale) and abs(offset) <= _LARGEST):
+        raise UnreadableError(
+            f"{path} states scale {scale:g} and offset {offset:g}, which make no reflectance; fix its {source} or set "
+            "--data.scale and --data.offset"
+        )
     return Radiometry(
-        scale=SENTINEL2_SCALE if scale is None else scale,
-        offset=0.0 if offset is None else offset,
+        scale=scale,
+        offset=offset,
         offset_source=source,
         overruled=replaced,
     )
