@@ -36,6 +36,8 @@ notebooks: $(READY)
 soak: $(READY)
 	$(BIN)/python tests/soak/imagery.py runs/soak/imagery
 	OMP_NUM_THREADS=1 $(BIN)/python tests/soak/kills.py --data runs/soak/imagery --kills 50 runs/soak/kills
+	rm -rf runs/soak/hostile
+	OMP_NUM_THREADS=1 $(BIN)/python tests/soak/hostile.py runs/soak/hostile
 
 # Ten thousand damaged inputs to each reader; a few hundred are in the tests.
 fuzz: $(READY)

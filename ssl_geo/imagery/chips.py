@@ -427,5 +427,5 @@ def _fingerprint(found: Sequence[FoundScene], settings: IndexSettings) -> str:
             line = f"{file}\0{status.st_size}\0{status.st_mtime_ns}\n"
         except OSError:
             line = f"{file}\0unreadable\n"
-        digest.update(line.encode())
+        digest.update(os.fsencode(line))  # names need not be UTF-8
     return digest.hexdigest()

@@ -85,7 +85,7 @@ def _side_file(path: Path, raster: Path, most: int = _MAX_SIDE_FILE) -> bytes | 
 
 
 @contextmanager
-def described(file: str) -> Iterator[rasterio.DatasetReader]:
+def described(file: str, *, fresh: bool = False) -> Iterator[rasterio.DatasetReader]:
     """The dataset of a file as its metadata and world files describe it, for its header alone: no pixels, no masks.
 
     GDAL would look beside a raster for some forty names, open what they are by any driver and follow any link. It
@@ -95,12 +95,13 @@ def described(file: str) -> Iterator[rasterio.DatasetReader]:
         UnreadableError: If a side file is not what it should be.
         UserError: If no temporary folder can be made.
     """
+    alone = open_datasets.get(file, fresh=fresh)
     path = Path(file)
     names = {path.suffix + _METADATA: Path(file + _METADATA)}
     names |= {suffix: path.with_suffix(suffix) for suffix in _WORLD_FILES}
     sides = {name: told for name, beside in names.items() if (told := _side_file(beside, path)) is not None}
     if not sides:
-        yield open_datasets.get(file)
+        yield alone
         return
     with ExitStack() as stack:
         try:

@@ -307,5 +307,5 @@ class LabelledChips:
                 status = file.stat()
             except OSError as error:
                 raise UserError(f"cannot read {file}: {error.strerror}") from error
-            digest.update(f"{file}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+            digest.update(os.fsencode(f"{file}\0{status.st_size}\0{status.st_mtime_ns}\n"))
         return digest.hexdigest()

@@ -35,6 +35,7 @@ from ssl_geo.imagery.products import (
     read_metadata,
 )
 from ssl_geo.imagery.scenes import (
+    LARGEST,
     BandSource,
     Header,
     NotImageryError,
@@ -337,9 +338,9 @@ def _header(file: str, *, labels: bool = False) -> Header:
         NotImageryError: If it is a palette (but for labels), a picture for display, or complex.
     """
     try:
-        open_datasets.get(file, fresh=True)
-        # The environment sends GDAL's messages to logging instead of stderr.
-        with described(file) as dataset, rasterio.Env():
+        # A double's lowest is often declared nodata of singles: rasterio overflows where it compares them. The
+        # environment sends GDAL's messages to logging instead of stderr.
+        with np.errstate(over="ignore"), rasterio.Env(), described(file, fresh=True) as dataset:
             interpretation = dataset.colorinterp
             numbers = tuple(i for i, c in enumerate(interpretation, start=1) if c != ColorInterp.alpha)
             # Each of these is made again by rasterio when it is asked for: once a file, not once a band.
@@ -383,7 +384,8 @@ def _header(file: str, *, labels: bool = False) -> Header:
         )
     a, b, c, d, e, f = transform
     area = a * e - b * d
-    if not (area and all(map(math.isfinite, (area, c, f, (abs(a) + abs(d)) * width, (abs(b) + abs(e)) * height)))):
+    reach = max(abs(c) + (abs(a) + abs(b)) * max(width, height), abs(f) + (abs(d) + abs(e)) * max(width, height))
+    if not (abs(area) > 1 / LARGEST**2 and reach <= LARGEST and math.isfinite(c + f)):
         raise UnreadableError(f"{file} lies nowhere, its transform is {transform}; fix its georeferencing")
     return Header(
         file=file,

@@ -21,6 +21,8 @@ Transform = tuple[float, float, float, float, float, float]
 OffsetSource = Literal["setting", "tags", "metadata", "name", "assumed"]
 Value = TypeVar("Value")
 
+LARGEST = 1e12
+"""Of an offset, a scale, one over it, and a coordinate: beyond, products and squares overflow somewhere."""
 SENTINEL2_SCALE = 1e-4
 """Reflectance per DN of Sentinel-2 integers: 1 / QUANTIFICATION_VALUE."""
 
@@ -33,7 +35,6 @@ pixel overflows float32 within a network and takes its whole tile with it."""
 UNMEASURED = f"what nothing measures (NaN, infinity, reflectance beyond ±{MEASURABLE:g})"
 _MEASURABLE_DN = 1e30  # whatever the scale: half the digits of float32's exponent are left for the arithmetic
 NO_BAND = "-"  # in band_names: a layer that is no band (QA, DEM, land cover)
-_LARGEST = 1e12  # of an offset, of a scale and of one over it: beyond, sums of squares and single precision overflow
 _MAX_SAID = 4  # statements that a line lists
 
 
@@ -303,16 +304,16 @@ def check_settings(*, scale: float | None, offset: float | None) -> None:
     """
     if scale is not None and not is_scale(scale):
         raise SettingError(
-            f"--data.scale is {scale}; it takes {1 / _LARGEST:g} to {_LARGEST:g}: Sentinel-2 integers 1e-4, "
+            f"--data.scale is {scale}; it takes {1 / LARGEST:g} to {LARGEST:g}: Sentinel-2 integers 1e-4, "
             "reflectance as stored 1"
         )
-    if offset is not None and not abs(offset) <= _LARGEST:
-        raise SettingError(f"--data.offset is {offset}; it takes up to {_LARGEST:g} DN, usually 0 or -1000")
+    if offset is not None and not abs(offset) <= LARGEST:
+        raise SettingError(f"--data.offset is {offset}; it takes up to {LARGEST:g} DN, usually 0 or -1000")
 
 
 def is_scale(value: float) -> bool:
     """Whether a number can be reflectance per DN."""
-    return 1 / _LARGEST <= abs(value) <= _LARGEST
+    return 1 / LARGEST <= abs(value) <= LARGEST
 
 
 def listed_statements(overruled: Iterable[tuple[str, ...]]) -> str:
@@ -388,7 +389,7 @@ def radiometry(
         offset = stated["offset"]
     scale = SENTINEL2_SCALE if scale is None else scale
     offset = 0.0 if offset is None else offset
-    if not (is_scale(scale) and abs(offset) <= _LARGEST):
+    if not (is_scale(scale) and abs(offset) <= LARGEST):
         raise UnreadableError(
             f"{path} states scale {scale:g} and offset {offset:g}, which make no reflectance; fix its {source} or set "
             "--data.scale and --data.offset"

@@ -14,7 +14,7 @@ import sys
 import sysconfig
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -101,7 +101,14 @@ def make(folder: Path, port: int, outside: Path) -> None:
         write(folder / f"pipe{suffix.replace('.', '_')}.tif")
         os.mkfifo(folder / f"pipe{suffix.replace('.', '_')}{suffix}")
     os.mkfifo(folder / "pipe.tif")
-    profile = {"driver": "JP2OpenJPEG", "width": SIZE, "height": SIZE, "count": 1, "dtype": "uint16", "crs": "EPSG:32632"}
+    profile = {
+        "driver": "JP2OpenJPEG",
+        "width": SIZE,
+        "height": SIZE,
+        "count": 1,
+        "dtype": "uint16",
+        "crs": "EPSG:32632",
+    }
     with rasterio.open(
         folder / "jp_B04.jp2", "w", **profile, transform=rasterio.Affine(10, 0, 6e5, 0, -10, 5.4e6), GeoJP2="NO"
     ) as dataset:
@@ -147,8 +154,23 @@ def train(folder: Path) -> None:
     trace_mark()
     out = folder.parent / "out"
     settings = ["--data.bands", *BANDS, "--data.chip_size", "32", "--data.max_unreadable", "0.9", "--data.cache", out]
-    small = ["--steps", "2", "--optim.batch_size", "4", "--dino.out_dim", "16", "--data.workers", "1", "--out", out / "run"]
-    pretrain(pretrain_config(["--data", str(folder), *map(str, [*settings, "--data.allow_mixed", "true", *small])]))
+    small = [
+        "--steps",
+        "2",
+        "--optim.batch_size",
+        "4",
+        "--dino.out_dim",
+        "16",
+        "--data.workers",
+        "1",
+        "--out",
+        out / "run",
+    ]
+    pretrain(
+        pretrain_config(
+            ["--data", str(folder), *map(str, [*settings, "--data.allow_mixed", "true", *small, "--out", out / "run"])]
+        )
+    )
     labels = out / "labels"
     labels.mkdir()
     images = out / "images"
@@ -156,7 +178,18 @@ def train(folder: Path) -> None:
     for number in range(6):
         write_at(images / f"{number}.tif", labels / f"{number}.tif", number)
     given = ["--ckpt", out / "run", "--images", images, "--labels", labels, "--out", out / "probe", "--cache", out]
-    given += ["--heads", "linear", "--seeds", "1", "--epochs", "1", "--chip_size", "32", "--results", out / "results.jsonl"]
+    given += [
+        "--heads",
+        "linear",
+        "--seeds",
+        "1",
+        "--epochs",
+        "1",
+        "--chip_size",
+        "32",
+        "--results",
+        out / "results.jsonl",
+    ]
     probe(probe_config(list(map(str, given))))
     for number, file in enumerate(sorted(folder.iterdir())):
         arguments = ["--head", out / "probe" / "best_head", "--scene", file, "--out", out / f"map{number}.tif"]
@@ -170,16 +203,14 @@ def write_at(image: Path, labels: Path, number: int) -> None:
     """A scene and its labels, at a place of their own."""
     grid = {"crs": "EPSG:32632", "transform": (10.0, 0.0, 6e5 + 5000 * number, 0.0, -10.0, 5.4e6)}
     ids = np.random.default_rng(number).integers(1, 3, (1, SIZE, SIZE)).astype(np.uint8)
-    write_geotiff(image, (ids * 900 * np.ones((3, 1, 1))).astype(np.uint16), **grid, descriptions=BANDS)
+    write_geotiff(image, np.repeat(ids.astype(np.uint16) * 900, 3, axis=0), **grid, descriptions=BANDS)
     write_geotiff(labels, ids, **grid)
 
 
 def trace_mark() -> None:
     """Leave a mark in the trace."""
-    try:
+    with suppress(FileNotFoundError):
         os.close(os.open(BEGIN, os.O_RDONLY))
-    except FileNotFoundError:
-        pass
 
 
 def traced(what: str, folder: Path, trace: Path) -> subprocess.CompletedProcess[str]:
@@ -202,18 +233,27 @@ def broken(trace: Path, folder: Path) -> list[str]:
     _, begin, after = trace.read_text(errors="replace").partition(f'"{BEGIN}"')
     if not begin:
         return ["nothing was traced"]
-    libraries = {sys.prefix, sys.base_prefix, *sysconfig.get_paths().values(), os.path.dirname(rasterio.__file__)}
+    libraries = {sys.prefix, sys.base_prefix, *sysconfig.get_paths().values(), str(Path(rasterio.__file__).parent)}
     libraries |= {os.path.realpath(path) for path in libraries}
     allowed = (*libraries, "/usr/", "/lib", "/dev/", "/proc/", "/sys/", "/etc/ld.so", "/etc/localtime")
     own = tuple(f"{folder.parent}/{name}" for name in ("out", "home"))
     code = str(Path(__file__).parents[2])
     found = []
+    begun: dict[str, str] = {}
     for line in after.splitlines():
+        process = line.split()[0]
+        if line.endswith("<unfinished ...>"):
+            begun[process] = line
+            continue
+        if " resumed>" in line:
+            line = begun.pop(process, "") + line
         if "connect(" in line and "AF_UNIX" not in line:
             found.append(line)
         if (match := re.search(r'open(?:at)?\(.*?"((?:[^"\\]|\\.)*)", (\S+)', line)) is None:
             continue
         path, flags = match.groups()
+        if " = -1 " in line:  # there is no such file
+            continue
         if path.startswith(f"{folder}/") or path == str(folder):
             leads_out = not os.path.realpath(path).startswith(f"{os.path.realpath(folder)}")
             if leads_out or re.search("O_RDWR|O_WRONLY|O_CREAT|O_TRUNC", flags):
