@@ -135,8 +135,8 @@ def test_a_scene_that_is_a_link_may_have_linked_side_files(tmp_path):
 def test_a_full_temporary_folder_makes_no_scene_unreadable(tmp_path, monkeypatch):
     hostile.write(tmp_path / "a.tif")
     (tmp_path / "a.tif.aux.xml").write_text("<PAMDataset/>")
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
-    with pytest.raises(UserError, match="TMPDIR") as error:
+    monkeypatch.setattr("ssl_geo.imagery.gdal._STAGE", str(tmp_path / "missing"))
+    with pytest.raises(UserError, match="make room") as error:
         open_scene(tmp_path / "a.tif")
     assert not isinstance(error.value, UnreadableError)
 

@@ -42,6 +42,8 @@ MAX_BLOCK_BYTES = 1 << 28
 _ALWAYS_READ = 4_000_000_000  # bytes of pixels of a whole tile of Sentinel-2 in 13 bands (3.1 GB), if it is all fill
 _MAX_RATIO = 2000  # of pixels to file in bytes beyond that; deflate reaches 1032:1 (zlib.net, "Technical Details")
 _MAX_SIDE_FILE = 1 << 24  # bytes; statistics and tables of classes take kilobytes
+# Where side files are copied to: memory, where there is such a folder; on a disk it takes as long as three headers.
+_STAGE = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 _MASK = ".msk"
 _METADATA = ".aux.xml"  # CRS, nodata
 _WORLD_FILES = (".tfw", ".tifw", ".tiffw", ".j2w", ".jp2w", ".wld")  # where it lies
@@ -60,7 +62,7 @@ def side_files(rasters: Iterable[Path]) -> list[Path]:
     return found
 
 
-def _side_file(path: Path, raster: Path, most: int = _MAX_SIDE_FILE) -> bytes | None:
+def _side_file(name: str, file: str, most: int = _MAX_SIDE_FILE) -> bytes | None:
     """The first `most` bytes of a side file, all of it by default; None where there is none.
 
     Raises:
@@ -68,7 +70,13 @@ def _side_file(path: Path, raster: Path, most: int = _MAX_SIDE_FILE) -> bytes | 
             `_MAX_SIDE_FILE` and wanted whole.
     """
     try:
-        status = path.stat()
+        status = os.stat(name)  # noqa: PTH116  # eight times a header: pathlib takes ten times as long
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise UnreadableError(f"cannot read {name} beside {file}: {error.strerror}") from error
+    path, raster = Path(name), Path(file)
+    try:
         if not stat.S_ISREG(status.st_mode):
             raise UnreadableError(f"{path} beside {raster.name} is no regular file; remove it")
         folders = (raster.parent.resolve(), raster.resolve().parent) if path.is_symlink() else ()
@@ -76,10 +84,8 @@ def _side_file(path: Path, raster: Path, most: int = _MAX_SIDE_FILE) -> bytes | 
             raise UnreadableError(f"{path} is a link that leads out of its folder; put the file itself there")
         if most == _MAX_SIDE_FILE < status.st_size:
             raise UnreadableError(f"{path} has {status.st_size} bytes, more than {most}; remove it")
-        with path.open("rb") as file:
-            return file.read(most)
-    except FileNotFoundError:
-        return None
+        with path.open("rb") as stream:
+            return stream.read(most)
     except OSError as error:
         raise UnreadableError(f"cannot read {path} beside {raster.name}: {error.strerror}") from error
 
@@ -97,24 +103,22 @@ def described(file: str, *, fresh: bool = False) -> Iterator[rasterio.DatasetRea
     """
     alone = open_datasets.get(file, fresh=fresh)
     path = Path(file)
-    names = {path.suffix + _METADATA: Path(file + _METADATA)}
-    names |= {suffix: path.with_suffix(suffix) for suffix in _WORLD_FILES}
-    sides = {name: told for name, beside in names.items() if (told := _side_file(beside, path)) is not None}
+    stem = file.removesuffix(path.suffix)
+    names = {path.suffix + _METADATA: file + _METADATA} | {suffix: stem + suffix for suffix in _WORLD_FILES}
+    sides = {name: told for name, beside in names.items() if (told := _side_file(beside, file)) is not None}
     if not sides:
         yield alone
         return
     with ExitStack() as stack:
         try:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ssl_geo-")))
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ssl_geo-", dir=_STAGE)))
             link = folder / f"raster{path.suffix}"
             link.symlink_to(path)
             for name, told in sides.items():
                 (folder / f"raster{name}").write_bytes(told)
         except OSError as error:
-            raise UserError(
-                f"cannot copy the side files of {file} to {tempfile.gettempdir()} ({error.strerror}); make room there "
-                "or set TMPDIR"
-            ) from error
+            where = _STAGE or tempfile.gettempdir()
+            raise UserError(f"cannot copy the side files of {file} to {where} ({error.strerror}); make room") from error
         with ungeoreferenced_allowed(), rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="FALSE", **BLOCK_CACHE):
             dataset = stack.enter_context(rasterio.DatasetReader(str(link), driver=_FORMATS))
         yield dataset
@@ -235,7 +239,7 @@ class _OpenDatasets(threading.local):
             UnreadableError: If it is no GeoTIFF of the file's size, or see `_side_file` and `_opened`.
         """
         beside = file + _MASK
-        if (magic := _side_file(Path(beside), Path(file), most=4)) is None:
+        if (magic := _side_file(beside, file, most=4)) is None:
             return None
         dataset = self.get(file)
         if any(MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags for flags in dataset.mask_flag_enums):

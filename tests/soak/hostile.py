@@ -191,7 +191,7 @@ def train(folder: Path) -> None:
         out / "results.jsonl",
     ]
     probe(probe_config(list(map(str, given))))
-    for number, file in enumerate(sorted(folder.iterdir())):
+    for number, file in enumerate(sorted(file for file in folder.iterdir() if file.suffix in (".tif", ".jp2"))):
         arguments = ["--head", out / "probe" / "best_head", "--scene", file, "--out", out / f"map{number}.tif"]
         try:
             predict(predict_config(list(map(str, arguments))))
