@@ -14,6 +14,7 @@ from ssl_geo.imagery.scenes import (
     SENTINEL2_SCALE,
     BandSource,
     Header,
+    HeaderError,
     NotImageryError,
     Scene,
     SettingError,
@@ -55,6 +56,8 @@ def inspect(found: FoundScene, settings: Mapping[str, Any]) -> Inspected:
     for file in found.files:
         try:
             header = read_header(file)
+        except HeaderError as error:
+            seen.findings.append(_refused(str(file), error))
         except UnreadableError as error:
             seen.findings.append(unreadable(str(file), error))
         except NotImageryError as error:
@@ -93,6 +96,9 @@ def _open(seen: Inspected, settings: dict[str, Any]) -> Scene | None:
             raise
         except NotImageryError as error:
             seen.findings.append(_no_imagery(seen.path, error))
+            return None
+        except HeaderError as error:
+            seen.findings.append(_refused(seen.path, error))
             return None
         except UnreadableError as error:  # a file that vanished since its header was read
             seen.findings.append(unreadable(seen.path, error))

@@ -38,6 +38,7 @@ from ssl_geo.imagery.scenes import (
     LARGEST,
     BandSource,
     Header,
+    HeaderError,
     NotImageryError,
     Scene,
     Transform,
@@ -334,7 +335,8 @@ def _header(file: str, *, labels: bool = False) -> Header:
     """Open a file again and read its header.
 
     Raises:
-        UnreadableError: If it cannot be opened, lies nowhere, or is scaled to nothing.
+        UnreadableError: If it cannot be opened.
+        HeaderError: If it lies nowhere, or is scaled to nothing.
         NotImageryError: If it is a palette (but for labels), a picture for display, or complex.
     """
     try:
@@ -377,7 +379,7 @@ def _header(file: str, *, labels: bool = False) -> Header:
         )
     if wrong := [pair for pair in scaling if not (is_scale(pair[0]) and math.isfinite(pair[1]))]:
         scale, offset = wrong[0]
-        raise UnreadableError(f"{file} tags a scale of {scale:g} and an offset of {offset:g}; fix or remove the tags")
+        raise HeaderError(f"{file} tags a scale of {scale:g} and an offset of {offset:g}; fix or remove the tags")
     if len(scaling) > 1:
         raise UserError(
             f"{file} tags different scales or offsets by band: {sorted(scaling)}; set them alike in the file"
@@ -386,7 +388,7 @@ def _header(file: str, *, labels: bool = False) -> Header:
     area = a * e - b * d
     reach = max(abs(c) + (abs(a) + abs(b)) * max(width, height), abs(f) + (abs(d) + abs(e)) * max(width, height))
     if not (abs(area) > 1 / LARGEST**2 and reach <= LARGEST and math.isfinite(c + f)):
-        raise UnreadableError(f"{file} lies nowhere, its transform is {transform}; fix its georeferencing")
+        raise HeaderError(f"{file} lies nowhere, its transform is {transform}; fix its georeferencing")
     return Header(
         file=file,
         height=height,

@@ -42,6 +42,10 @@ class UnreadableError(UserError):
     """A file that cannot be opened or read, so that an index may count it and go on."""
 
 
+class HeaderError(UnreadableError):
+    """A header whose numbers make no sense: an index counts its file as one that cannot be read."""
+
+
 class SettingError(UserError):
     """A setting that makes sense for no scene."""
 
@@ -364,7 +368,7 @@ def radiometry(
 
     Raises:
         UserError: If the unit is unknown: a floating-point or 8-bit file, no scale tag and no setting.
-        UnreadableError: If what the files state makes no reflectance.
+        HeaderError: If what the files state makes no reflectance.
     """
     is_product = dtype.kind in "iu" and dtype.itemsize > 1
     stated: dict[str, float | None] = {"scale": None, "offset": None}
@@ -390,7 +394,7 @@ def radiometry(
     scale = SENTINEL2_SCALE if scale is None else scale
     offset = 0.0 if offset is None else offset
     if not (is_scale(scale) and abs(offset) <= LARGEST):
-        raise UnreadableError(
+        raise HeaderError(
             f"{path} states scale {scale:g} and offset {offset:g}, which make no reflectance; fix its {source} or set "
             "--data.scale and --data.offset"
         )
