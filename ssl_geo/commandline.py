@@ -43,7 +43,7 @@ class _Setting:
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """End with code 2 and one line."""
-        self.exit(2, f"{self.prog}: error: {printable(message)} (--help lists all settings)\n")
+        self.exit(2, f"{self.prog}: error: {printable(' '.join(message.split()))} (--help lists all settings)\n")
         raise AssertionError("exit returned")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ssl_geo.config import DOCTOR_PROGRAM, DoctorConfig, doctor_config, to_dict
-from ssl_geo.errors import UserError, one_line_errors
+from ssl_geo.errors import UserError, one_line_errors, tell
 
 if __name__ == "__main__":
     SETTINGS = doctor_config()
@@ -52,7 +52,7 @@ def main(config: DoctorConfig) -> int:
                     partial.write_text(content, encoding="utf-8", errors="backslashreplace")  # names in no encoding
             except OSError as error:
                 raise UserError(f"{out / name} could not be written ({error.strerror}); make room") from error
-        print(f"written: {out / 'doctor.json'}, {out / 'doctor.html'}")
+        tell(f"written: {out / 'doctor.json'}, {out / 'doctor.html'}")
     return exit_code(diagnosis.findings)
 
 

@@ -36,12 +36,17 @@ def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
 
 
 def printable(text: str) -> str:
-    """One line that a terminal shows and does not obey.
+    """Text that a terminal shows and does not obey.
 
-    Names of files, bands and classes come from anywhere: escape sequences, control and direction characters, and bytes
-    of no encoding are written as backslash escapes; white space is one space.
+    Names of files, bands and classes come from anywhere: escape sequences, line breaks, control and direction
+    characters, and bytes of no encoding are written as backslash escapes.
     """
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(text.split()))
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def tell(line: str) -> None:
+    """Print a line for the user, `printable`."""
+    print(printable(line))
 
 
 @contextmanager
@@ -57,7 +62,7 @@ def one_line_errors(program: str) -> Iterator[None]:
         try:
             yield
         except UserError as error:
-            print(f"{program}: error: {printable(str(error))}", file=sys.stderr)
+            print(f"{program}: error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
             raise SystemExit(2) from None
         except KeyboardInterrupt:
             print(f"{program}: stopped", file=sys.stderr)

@@ -52,13 +52,16 @@ def partial_files(folder: Path) -> list[Path]:
     return [path for path in folder.glob(".*") if _PARTIAL.fullmatch(path.name)]
 
 
-def remove_stale(folder: Path) -> None:
-    """Remove the partial files in a folder whose writers were processes of this host and live no longer."""
+def remove_stale(folder: Path) -> int:
+    """Remove the partial files in a folder whose writers were processes of this host and live no longer; how many."""
+    removed = 0
     for path in partial_files(folder):
         written_by = _PARTIAL.fullmatch(path.name)
         if written_by and written_by["host"] == _host() and not _lives(int(written_by["process"])):
             with suppress(PermissionError):  # somebody else's, who may remove it
                 path.unlink(missing_ok=True)
+                removed += 1
+    return removed
 
 
 def _host() -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ssl_geo.config import PACK_PROGRAM, PackConfig, pack_config
-from ssl_geo.errors import UserError, interrupt_on_termination, one_line_errors
+from ssl_geo.errors import UserError, interrupt_on_termination, one_line_errors, tell
 
 if __name__ == "__main__":
     SETTINGS = pack_config()
@@ -26,7 +26,7 @@ def main(config: PackConfig) -> int:
     workers = config.workers or min(8, len(os.sched_getaffinity(0)))
     data = config.data
     if config.verify is not None:
-        print(verify(Path(config.verify), workers=workers))
+        tell(verify(Path(config.verify), workers=workers))
         return 0
     if not data.paths or config.out is None:
         raise UserError("name the imagery with --data DIR ... and the folder to make with --out FOLDER")
@@ -44,11 +44,11 @@ def main(config: PackConfig) -> int:
             **data.index_settings(),
         )
         for line in index.report():
-            print(line)
+            tell(line)
         for line in pack(index, Path(config.out), shard_bytes=config.shard_mb * 1_000_000, workers=workers):
-            print(line)
+            tell(line)
     except KeyboardInterrupt:
-        print("stopped; finished shards are kept, the same command goes on")
+        tell("stopped; finished shards are kept, the same command goes on")
         return INTERRUPTED
     return 0
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from ssl_geo.config import PREDICT_PROGRAM, PredictConfig, predict_config
-from ssl_geo.errors import UserError, interrupt_on_termination, one_line_errors
+from ssl_geo.errors import UserError, interrupt_on_termination, one_line_errors, tell
 
 if __name__ == "__main__":  # settings first: --help answers before torch is imported
     SETTINGS = predict_config()
 
 import dataclasses
-import os
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ import numpy as np
 import torch
 
 import ssl_geo
+from ssl_geo.files import remove_stale
 from ssl_geo.imagery.maps import other_pixels
 from ssl_geo.imagery.origin import MADE_FROM, content_digest, made_from, scene_state
 from ssl_geo.imagery.pairing import scene_name
@@ -32,8 +31,6 @@ from ssl_geo.probing.tiling import NotFiniteError
 from ssl_geo.training import distributed
 
 BASIS = "pca.safetensors"
-# What `ssl_geo.files.written_whole` and `ssl_geo.imagery.geotiff.cog_by_rows` write to before a file has its name.
-PARTIAL = re.compile(r"\.(?P<stem>.+)\.(?P<pid>\d{1,7})-\d+\.\w.*")
 
 
 def main(config: PredictConfig) -> int:
@@ -48,7 +45,7 @@ def main(config: PredictConfig) -> int:
     files = targets(config, scenes)
     for scene in scenes:
         for line in notes(head, scene):
-            print(line)
+            tell(line)
     made = {"software": ssl_geo.__version__, "head": head_state(Path(config.head)), "settings": deciding(config)}
     layer = open_layer(head, config.layer) if config.embed in ("pca", "tokens") else None
     basis = None
@@ -70,20 +67,20 @@ def main(config: PredictConfig) -> int:
             if given == 1:
                 raise EmptySceneError(f"{scene.path}: {error}") from error
             empty += 1
-            print(f"left out {scene.path}: {error}")
+            tell(f"left out {scene.path}: {error}")
             continue
         except UnreadableError as error:
             if given == 1:
                 raise
             unreadable += 1
-            print(f"left out {error}")
+            tell(f"left out {error}")
             continue
         for line in [f"{scene.path} -> {path}", *lines]:
-            print(line)
+            tell(line)
     if done := len(scenes) - len(todo):
-        print(f"skipped {done} of {given} scenes: what this command makes of them is there already")
+        tell(f"skipped {done} of {given} scenes: what this command makes of them is there already")
     if empty:
-        print(f"left out {empty} of {given} scenes: nothing to embed")
+        tell(f"left out {empty} of {given} scenes: nothing to embed")
     if unreadable:
         raise UserError(
             f"left out {unreadable} of {given} scenes that cannot be read, the others are done: mend them and run the "
@@ -129,7 +126,7 @@ def open_scenes(config: PredictConfig, head: SavedHead) -> tuple[list[Scene], in
             unreadable += 1
             if unreadable == len(files):
                 raise
-            print(f"left out {error}")
+            tell(f"left out {error}")
     for scene in scenes:
         if missing := [band for band in head.description.bands if band not in scene.bands]:
             raise UserError(
@@ -166,7 +163,8 @@ def targets(config: PredictConfig, scenes: list[Scene]) -> list[list[Path]]:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out {folder} cannot be made ({error.strerror}); name a folder that can") from error
-    clear({path.stem for own in [*everything, [basis_file(config, everything)]] for path in own}, folder)
+    if left := remove_stale(folder):
+        tell(f"removed {left} half-written files that a killed process left in {folder}")
     return everything
 
 
@@ -233,7 +231,7 @@ def open_basis(
             + (f", and --components asks for {config.components}" if config.components else "")
         )
     lines = " ".join(f"{share:.1%}" for share in components.explained.tolist())
-    print(f"basis {source}, components explained: {lines}")
+    tell(f"basis {source}, components explained: {lines}")
     return components, content_digest(source)
 
 
@@ -260,29 +258,6 @@ def unfinished(
         if len(there) < len(own):
             todo.append((scene, own[0], key))
     return todo
-
-
-def clear(stems: set[str], folder: Path) -> None:
-    """Remove what a process that is dead left half written of the files of this call."""
-    partial = ((path, PARTIAL.fullmatch(path.name)) for path in folder.glob(".*"))
-    left = [path for path, found in partial if found and found["stem"] in stems and not alive(int(found["pid"]))]
-    for path in left:
-        path.unlink(missing_ok=True)
-    if left:
-        print(f"removed {len(left)} half-written files that a killed process left in {folder}")
-
-
-def alive(pid: int) -> bool:
-    """Whether another process of that number runs; this one has written nothing yet."""
-    if pid == os.getpid():
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
 
 
 def notes(head: SavedHead, scene: Scene) -> Iterator[str]:

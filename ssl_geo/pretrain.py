@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ssl_geo.config import PROGRAM, PretrainConfig, pretrain_config, to_dict, to_yaml
-from ssl_geo.errors import UserError, one_line_errors
+from ssl_geo.errors import UserError, one_line_errors, tell
 
 if __name__ == "__main__":  # settings first: --help answers before torch is imported
     SETTINGS = pretrain_config()
@@ -63,7 +63,7 @@ def main(config: PretrainConfig) -> int:
             except runs.Stopped:
                 folder = Path(config.resume or config.out or "")
                 again = f"go on with --resume {folder}" if runs.is_run(folder) else "run the same command again"
-                print(f"{interruption.name}: stopped before the first step; {again}")
+                tell(f"{interruption.name}: stopped before the first step; {again}")
                 return runs.INTERRUPTED
             train(config, run, interruption)
         distributed.shutdown()
@@ -111,7 +111,7 @@ class Run:
 def prepare(config: PretrainConfig, lock: Lock) -> Run:
     """From scenes to batches of views: scene → chip → views; and student and teacher, in their run folder, locked."""
     ranks = distributed.setup(config.device)
-    say = print if ranks.main else (lambda *_: None)
+    say = tell if ranks.main else (lambda *_: None)
     if config.resume and ranks.main:
         lock.take(Path(config.resume), say)
 
@@ -385,9 +385,9 @@ def report(config: PretrainConfig, run: Run) -> None:
         from ssl_geo.reporting.pretraining import pretraining_page
 
         material = run_material(config, run.state, run.chips, run.again, run.folder)
-        print(f"report: {write_page(run.folder / 'report.html', pretraining_page(material))}")
+        tell(f"report: {write_page(run.folder / 'report.html', pretraining_page(material))}")
     except Exception as error:
-        print(f"{run.folder} is complete but for report.html, which failed with {type(error).__name__}: {error}")
+        tell(f"{run.folder} is complete but for report.html, which failed with {type(error).__name__}: {error}")
 
 
 def default_workers(ranks: int) -> int:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ssl_geo.config import ProbeConfig
-from ssl_geo.errors import UserError
+from ssl_geo.errors import UserError, tell
 from ssl_geo.imagery.labelled import LabelledChips, pair_labels
 from ssl_geo.imagery.maps import other_pixels
 from ssl_geo.imagery.pairing import read_splits
@@ -99,7 +99,7 @@ def labelled_task(config: ProbeConfig, description: Mapping[str, Any], *, multip
         strange = [f"{len(spare)} of {len(given)} names in --split.file are no image's, the first is {spare[0]}"]
     warnings = [*other, *strange, *check_labelled(chips)]
     for line in [*chips.report(), *warnings]:
-        print(line)
+        tell(line)
     pixel = 1.0 if chips.size_m is None else float(chips.size_m.mean() / size)
     split = split_chips(
         footprints(chips),

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from ssl_geo.errors import printable
 from ssl_geo.html import fill
 from ssl_geo.imagery.diagnosis import Diagnosis
 from ssl_geo.imagery.findings import SEVERITIES, Finding, Group, counted, exit_code
@@ -34,21 +35,21 @@ def as_text(diagnosis: Diagnosis) -> str:
     One row a finding with severity, check, count and an example; below it what was found, what fixes it, and the
     command line that does, which is never wrapped, so that it can be pasted.
     """
-    cells = [(f.severity, f.check, f.counted_in_group, _printable(f.example)) for f in diagnosis.findings]
+    cells = [(f.severity, f.check, f.counted_in_group, printable(f.example)) for f in diagnosis.findings]
     widths = [max(map(len, column)) for column in zip(_COLUMNS, *cells, strict=True)][:3]
     indent = " " * (widths[0] + 2)
     lines = [_row(_COLUMNS, widths), "-" * _WIDTH] if cells else []
     for heading, findings in by_group(diagnosis):
-        lines += ["", *_wrapped(_printable(heading))]
+        lines += ["", *_wrapped(printable(heading))]
         for finding in findings:
             lines.append(_row(cells[diagnosis.findings.index(finding)], widths))
             for label, text in (("found", finding.found), ("fix", finding.fix)):
-                lines += _wrapped(f"{label + ':':7}{_printable(text)}", indent, indent + " " * 7)
+                lines += _wrapped(f"{label + ':':7}{printable(text)}", indent, indent + " " * 7)
             if finding.command and finding.severity != "info":
-                lines.append(f"{indent}{'run:':7}{_printable(finding.command)}")
+                lines.append(f"{indent}{'run:':7}{printable(finding.command)}")
     if cells and diagnosis.sound:
         lines += ["", "without error or warning"]
-        lines += [f"  {_printable(heading_of(group))}" for group in diagnosis.sound]
+        lines += [f"  {printable(heading_of(group))}" for group in diagnosis.sound]
     return "\n".join([*lines, *([""] if cells else []), f"{_counted(diagnosis)}: {verdict(diagnosis.findings)}"])
 
 
@@ -134,8 +135,3 @@ def _row(cells: Sequence[str], widths: Sequence[int]) -> str:
 def _counted(diagnosis: Diagnosis) -> str:
     labels = f", {counted(diagnosis.labels, 'label raster')}" if diagnosis.labels else ""
     return f"{counted(diagnosis.scenes, 'scene')}{labels}, {diagnosis.pixels / 1e6:.1f} million pixels read"
-
-
-def _printable(text: str) -> str:
-    """Without line breaks and control characters, which a path may hold."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
