@@ -12,12 +12,14 @@ import datetime
 import hashlib
 import itertools
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 import ssl_geo
@@ -33,10 +35,10 @@ from ssl_geo.probing.fit import Fitted, Recipe, class_weights, predict, train_he
 from ssl_geo.probing.footprints import box_on_earth
 from ssl_geo.probing.heads import HEADS, build_head
 from ssl_geo.probing.normalizing import chips_to_normalize, normalize
-from ssl_geo.probing.pace import Laps, measure_pace
+from ssl_geo.probing.pace import Laps, baseline_seconds, measure_pace
 from ssl_geo.probing.pixels import PIXELS, BesidePixels, fit_linear_on_layers
 from ssl_geo.probing.report import ModelResult, ProbeReport, write_report
-from ssl_geo.probing.results import append_result, result_row
+from ssl_geo.probing.results import append_result, check_table, result_row
 from ssl_geo.probing.rivals import score_rivals
 from ssl_geo.probing.saved import HeadDescription, save_head
 from ssl_geo.probing.scoring import TestChips, score_heads
@@ -45,11 +47,13 @@ from ssl_geo.reporting.page import write_page
 from ssl_geo.reporting.probing import ProbeChips, chosen_chips, probe_page
 from ssl_geo.task import Task, labelled_task
 from ssl_geo.training import distributed
+from ssl_geo.training.lock import Lock
 
 SINGLE_LAYER = ("linear", "patch_linear")  # heads that are trained on each layer by itself; the others on all
 PIXEL_ROWS = 20_000  # training pixels of the linear probe and of the baselines
 PACE_CHIPS = 8
 PAGES = 20_000_000  # bytes of reports with their pictures, and of the head, at most
+REPORT_SECONDS = 15.0  # of drawing, on one core; it hardly depends on the data
 FEATURED = 4  # chips whose features the page shows
 UNTRAINED = "random initialization, "  # before the name of a model on the untrained backbone
 
@@ -62,12 +66,38 @@ def main(config: ProbeConfig) -> int:
     if config.layers == ["list"]:
         print("\n".join(str(layer) for layer in list_layers(backbone)))
         return 0
-    out = Path(config.out or f"runs/probe-{datetime.datetime.now():%Y%m%d-%H%M%S}")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"--out {out} is in use; name another folder")
-    if Path(config.results).is_dir():
-        raise UserError(f"--results {config.results} is a folder; name a file of JSON lines in it")
+    check_table(Path(config.results))
+    with claimed(Path(config.out or f"runs/probe-{datetime.datetime.now():%Y%m%d-%H%M%S}")) as out:
+        return probe(config, backbone, out, device)
 
+
+@contextmanager
+def claimed(out: Path) -> Iterator[Path]:
+    """Make the folder of the report, for this process alone; where nothing comes of it, it is removed again.
+
+    Raises:
+        UserError: It holds something, another probe is at work for it, or it cannot be made or written.
+    """
+    in_use, was_there = f"--out {out} is in use; name another folder", out.exists()
+    if was_there and not out.is_dir():
+        raise UserError(in_use)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be made ({error.strerror}); name a folder that can") from error
+    try:
+        with Lock() as lock:
+            lock.take(out)
+            if {path.name for path in out.iterdir()} - {".lock"}:
+                raise UserError(in_use)
+            yield out
+    finally:
+        if not was_there and out.is_dir() and not any(out.iterdir()):
+            out.rmdir()
+
+
+def probe(config: ProbeConfig, backbone: Any, out: Path, device: torch.device) -> int:
+    """From features to heads, metrics, report and maps in `out`."""
     task = labelled_task(config, backbone.description, multiple=required_multiple(backbone))
     train, validation = task.split.chips("train"), task.split.chips("val")
     test = TestChips(task.split.chips("test"), task.split.block[task.split.chips("test")], task.num_classes)
@@ -97,10 +127,6 @@ def main(config: ProbeConfig) -> int:
     print(
         f"expected: {sum(expected.values()) / 60:.1f} min ({parts}); {size / 1e6:.0f} MB of features in {config.cache}"
     )
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {out} cannot be made ({error.strerror}); name a folder that can") from error
     check_room(out, task, backbone)
 
     clock = Laps()
@@ -171,18 +197,29 @@ def main(config: ProbeConfig) -> int:
     result, name, item = max(chosen, key=lambda candidate: candidate[0].validation_miou or 0.0)
     description = describe_head(task, result, name, item, sources[""], config)
     standardizing = {"mean": list(description.mean), "std": list(description.std), "chip_size": description.chip_size}
-    save_head(out / "best_head", item.head, description, backbone, {**backbone.description, **standardizing})
-    maps = write_maps(out / "maps", task, name, item, stores[""], config, device)
-    markdown = write_report(out, report)
-    append_result(Path(config.results), {"out": str(out), **result_row(report)})
-    page = probe_page(report, shown_chips(task, name, item, stores[""], config, device))
-    html = write_page(out / "report.html", page)
+    try:
+        save_head(out / "best_head", item.head, description, backbone, {**backbone.description, **standardizing})
+        maps = write_maps(out / "maps", task, name, item, stores[""], config, device)
+        markdown = write_report(out, report)
+        html = write_page(
+            out / "report.html", probe_page(report, shown_chips(task, name, item, stores[""], config, device))
+        )
+    except (OSError, SafetensorError) as error:
+        reason = (isinstance(error, OSError) and error.strerror) or error
+        raise UserError(
+            f"--out {out} cannot be written ({reason}); make room, or name another folder: the features are kept in "
+            f"{config.cache}"
+        ) from error
     print(report["headline"])
     if not surely_above("random_initialization", report):
         print("no certain gain over random initialization: what was learned does not show here; pretrain on more chips")
     if not surely_above("pixels", report) and (left := untried(config, task.chips)):
         print(f"no certain gain over pixels: try {'; or '.join(left)}")
     print(f"report: {html}, {markdown}; map: {maps[0]}; head for ssl_geo.predict: {out / 'best_head'}")
+    try:  # last, so that it costs nothing of the above
+        append_result(Path(config.results), {"out": str(out), **result_row(report)})
+    except UserError as error:
+        raise UserError(f"{error}; the report is complete without it") from error
     return 0
 
 
@@ -293,9 +330,11 @@ def expected_seconds(
     """Seconds of each part of the probe, from one small batch."""
     train, validation, test = (task.split.chips(name) for name in ("train", "val", "test"))
     pairs = [task.standardized(int(number)) for number in train[:PACE_CHIPS]]
+    images = torch.from_numpy(np.stack([image for image, _ in pairs]))
+    rows = min(PIXEL_ROWS, int(task.chips.class_pixels[np.concatenate([train, validation])].sum()))
     pace = measure_pace(
         extractor,
-        torch.from_numpy(np.stack([image for image, _ in pairs])),
+        images,
         torch.from_numpy(np.stack([labels for _, labels in pairs])).long(),
         build_heads(config.heads, extractor, task.num_classes, 0),
         task.num_classes,
@@ -306,7 +345,15 @@ def expected_seconds(
         "features": missing * pace.features,
         "heads": (config.seeds + 1)
         * pace.heads(train=len(train), validation=len(validation), test=len(test), epochs=config.epochs),
-        "linear probes": 2 * pace.linear_probe(PIXEL_ROWS),
+        "linear probes": 2 * pace.linear_probe(rows),
+        "baselines": baseline_seconds(
+            images[:1],
+            task.chips.bands,
+            task.num_classes,
+            rows=rows,
+            chips=2 * (len(train) + len(validation)) + len(test),
+        ),
+        "report": REPORT_SECONDS,
     }
 
 

@@ -188,6 +188,38 @@ def test_every_chart_draws_what_it_was_given():
         assert_drawn(figure)
 
 
+HOSTILE = ["$\\frac{", "$x$", "<b>", "\x1b[31mred", "_hidden", "a" * 5000, "caf\udce9", "\u6c34", "two\nlines"]
+
+
+def test_names_are_never_markup():
+    """`$\\frac{` once ended the page in a ValueError; a long name left no room for the figure."""
+    colours, count = [(20 * k, 0, 0) for k in range(len(HOSTILE))], len(HOSTILE)
+    picture = figures.composite(IMAGE, BANDS, valid=VALID)
+    maps = dict.fromkeys((HOSTILE[0], HOSTILE[3]), features().astype(np.float32))
+    labels = np.arange(24 * 20).reshape(24, 20).astype(np.uint8) % count
+    halves = [0.5] * count
+    bounds = np.array([[number, 50, number + 0.1, 50.1] for number in range(count)])
+    for figure in (
+        figures.class_bars(HOSTILE, halves, halves, halves, colours=colours),
+        figures.model_chart(HOSTILE, halves, halves, halves, ["head"] * count, chosen=HOSTILE[0]),
+        figures.confusion_chart(np.eye(count, dtype=int), HOSTILE),
+        figures.curves(HOSTILE[0], [1, 2], {name: [1, 2] for name in HOSTILE[:6]}),
+        figures.footprints_map(bounds, HOSTILE),
+        figures.image_sheet([[picture] * count], titles=[HOSTILE], column_titles=HOSTILE, row_titles=HOSTILE),
+        figures.statistics_chart(IMAGE[:2], IMAGE[:2], HOSTILE[:2]),
+        figures.pca_sheet([picture] * 3, maps),
+        figures.class_sheet([picture], [labels], [labels], HOSTILE, colours),
+    ):
+        svg = figures.as_svg(figure)
+        assert len(svg.encode()) < 1e6
+        assert "$" in svg
+        assert not re.search("[\x00-\x08\x0b-\x1f\x7f]|a{100}", svg)
+        assert "<b>" not in svg
+        ET.fromstring(svg)  # the names broke nothing
+    assert "_hidden" in svg
+    assert "\u6c34" in svg
+
+
 def test_places_without_a_pixel_are_not_asked_for_and_grey():
     valid = RNG.random((22, 17)) > 0.4
     valid[:9] = False

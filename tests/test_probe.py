@@ -1,10 +1,13 @@
 """The probe as a user runs it, on a small world of labelled GeoTIFFs."""
 
+import errno
 import json
+import os
 import shutil
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,19 +15,20 @@ import rasterio
 import torch
 
 import ssl_geo.probe
-from ssl_geo.backbones import create_backbone, describe_backbone, export_backbone
+from ssl_geo.backbones import create_backbone, describe_backbone, export_backbone, load_backbone
 from ssl_geo.config import probe_config
 from ssl_geo.errors import UserError
 from ssl_geo.imagery.geotiff import write_geotiff
 from ssl_geo.imagery.labelled import LabelledChips, pair_labels
 from ssl_geo.imagery.sensors import DEFAULT_BANDS
-from ssl_geo.probe import PACE_CHIPS, build_heads, chosen_layers, main, surely_above, untried
+from ssl_geo.probe import PACE_CHIPS, build_heads, chosen_layers, claimed, main, surely_above, untried
 from ssl_geo.probing.enlarging import dense_features
 from ssl_geo.probing.features import FeatureExtractor
 from ssl_geo.probing.normalizing import normalize
 from ssl_geo.probing.saved import load_head
 from ssl_geo.task import chip_size, labelled_task
 
+LEFT = {"report.html", "report.json", "report.md", "maps", "best_head"}
 GRID = {"crs": "EPSG:32632", "transform": (10.0, 0.0, 6e5, 0.0, -10.0, 5.4e6)}
 
 
@@ -409,7 +413,62 @@ def test_a_full_disk_is_said_before_anything_is_computed(world, tmp_path, monkey
     monkeypatch.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=1_000_000))
     with pytest.raises(UserError, match=r"leaves some \d+ MB in --out .* 1 MB free"):
         main(arguments(world, tmp_path))
-    assert not any((tmp_path / "out").iterdir())  # so that it can be used again
+    assert not (tmp_path / "out").exists()  # so that it can be used again
+
+
+def test_a_results_table_that_cannot_grow_is_refused_before_anything_is_computed(world, tmp_path, monkeypatch):
+    """It was found out after all heads were trained, and cost report.html."""
+    monkeypatch.setattr(ssl_geo.probe, "labelled_task", lambda *_, **__: pytest.fail("began to compute"))
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "file").touch()
+    for table, words in (("pipe", "is a device or pipe"), ("file/results.jsonl", "Not a directory")):
+        with pytest.raises(UserError, match=words):
+            main(arguments(world, tmp_path, "--results", str(tmp_path / table)))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=1000))
+    with pytest.raises(UserError, match=r"--results .*results.jsonl cannot be written \(No space left"):
+        main(arguments(world, tmp_path))
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "results.jsonl").exists()
+
+
+def test_a_results_table_that_fails_at_the_end_costs_no_report(world, tmp_path, monkeypatch, capsys):
+    def full(path, row):
+        raise UserError(f"results table {path} cannot be written (No space left on device)")
+
+    monkeypatch.setattr(ssl_geo.probe, "append_result", full)
+    with pytest.raises(UserError, match=r"No space left on device.*; the report is complete"):
+        main(arguments(world, tmp_path))
+    assert {path.name for path in (tmp_path / "out").iterdir()} == LEFT
+    assert "report.html" in capsys.readouterr().out
+
+
+def test_two_probes_of_one_out_do_not_disturb_each_other(world, tmp_path):
+    """The second once wrote into the folder of the first, and both ended in tracebacks."""
+    with claimed(tmp_path / "out"), pytest.raises(UserError, match="another probe is at work"):
+        main(arguments(world, tmp_path))
+    assert not (tmp_path / "out").exists()
+    with claimed(tmp_path / "out"):
+        (tmp_path / "out" / "report.md").touch()
+    with pytest.raises(UserError, match="is in use"), claimed(tmp_path / "out"):
+        pytest.fail("took a folder that is in use")
+
+
+def test_an_out_that_vanishes_while_a_probe_computes_is_one_line(world, tmp_path, monkeypatch):
+    def vanish(path, *_):
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+
+    monkeypatch.setattr(ssl_geo.probe, "save_head", vanish)
+    with pytest.raises(UserError, match=r"--out .* cannot be written \(No such file or directory\)"):
+        main(arguments(world, tmp_path, "--layers", "layer2", "--epochs", "1"))
+
+
+def test_a_run_that_is_renamed_while_its_backbone_is_read_is_one_line(tmp_path, monkeypatch):
+    checkpoint(tmp_path / "run", "resnet18", {}, DEFAULT_BANDS)
+    monkeypatch.setattr(Path, "is_file", lambda self: True)  # it was there a moment ago
+    for name in ("backbone.safetensors", "backbone.json"):
+        (tmp_path / "run" / name).unlink()
+        with pytest.raises(UserError, match=name):
+            load_backbone(tmp_path / "run")
 
 
 def test_a_single_training_chip_is_enough_to_probe(world, tmp_path):

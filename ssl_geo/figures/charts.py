@@ -12,7 +12,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from ssl_geo.figures.sheets import Colour
-from ssl_geo.figures.style import FAINT, INK, PALETTE, new_figure, styled
+from ssl_geo.figures.style import FAINT, INK, PALETTE, new_figure, plain, styled
 
 Number = float | None
 _CURVES = {  # panel: the log's names and what each is called
@@ -51,18 +51,18 @@ def class_bars(
     order = np.argsort(-np.nan_to_num(_numbers(values), nan=-1.0), kind="stable").tolist()
     y = np.arange(len(order))
     figure, ((place,),) = new_figure(4.6, 0.3 * len(order) + 0.8)
-    shown = _numbers([values[k] for k in order])
-    place.barh(y, np.nan_to_num(shown), height=0.62, color=PALETTE[0], alpha=0.85)
+    points = _numbers([values[k] for k in order])
+    place.barh(y, np.nan_to_num(points), height=0.62, color=PALETTE[0], alpha=0.85)
     ends = _numbers([low[k] for k in order]), _numbers([high[k] for k in order])
     place.hlines(y, *ends, color=INK, linewidth=1.4)
-    for number, (k, value, end) in enumerate(zip(order, shown, ends[1], strict=True)):
+    for number, (k, value, end) in enumerate(zip(order, points, ends[1], strict=True)):
         text = "not in the test labels" if np.isnan(value) else f"{value:.2f}"
         place.text(np.nanmax([value, end, 0.0]) + 0.015, number, text, va="center", fontsize=8)
         if colours is not None:
             chip = Rectangle((-0.045, number - 0.31), 0.035, 0.62, clip_on=False, ec=FAINT, lw=0.6)
             chip.set_facecolor([part / 255 for part in colours[k]])
             place.add_patch(chip)
-    place.set(yticks=y, yticklabels=[names[k] for k in order], xlim=(0, 1.1), xlabel=label)
+    place.set(yticks=y, yticklabels=plain(names[k] for k in order), xlim=(0, 1.1), xlabel=label)
     place.set(ylim=(len(order) - 0.4, -0.6), xticks=np.linspace(0, 1, 6))
     place.tick_params(axis="y", length=0, pad=16 if colours is not None else 3)
     place.spines["left"].set_visible(False)
@@ -90,7 +90,7 @@ def model_chart(
         colour = PALETTE[number % len(PALETTE)]
         place.hlines(y[own], left[own], right[own], color=colour, linewidth=1.6)
         place.plot(points[own], y[own], "o", color=colour, markersize=5.5, label=kind)
-    place.set(yticks=y, yticklabels=names, ylim=(len(names) - 0.4, -0.6), xlabel=label)
+    place.set(yticks=y, yticklabels=plain(names), ylim=(len(names) - 0.4, -0.6), xlabel=label)
     for name, text in zip(names, place.get_yticklabels(), strict=True):
         text.set_fontweight("bold" if name == chosen else "normal")
     place.set_xlim(left=0)
@@ -126,9 +126,9 @@ def confusion_chart(counts: npt.NDArray[np.integer], names: Sequence[str]) -> Fi
             fontsize=8.5,
             color="white" if dark else "#20262c",
         )
-    place.set(xticks=range(len(names)), yticks=range(len(names)), yticklabels=names)
+    place.set(xticks=range(len(names)), yticks=range(len(names)), yticklabels=plain(names))
     place.set(xlabel="predicted", ylabel="labelled")
-    place.set_xticklabels(names, rotation=40, ha="right", rotation_mode="anchor")
+    place.set_xticklabels(plain(names), rotation=40, ha="right", rotation_mode="anchor")
     place.grid(visible=False)
     place.spines[:].set_visible(False)
     place.tick_params(length=0)
@@ -147,7 +147,7 @@ def curves(title: str, x: npt.ArrayLike, lines: Mapping[str, npt.ArrayLike], *, 
     """
     figure, ((place,),) = new_figure(3.7, 2.2)
     colour = iter(PALETTE)
-    for name, values in lines.items():
+    for name, values in zip(plain(lines), lines.values(), strict=True):
         array, at = np.asarray(values, np.float64), np.asarray(x, np.float64)
         there = ~np.isnan(array)
         constant = len(lines) > 1 and np.ptp(array[there]) == 0 and there.sum() > 1
@@ -155,7 +155,7 @@ def curves(title: str, x: npt.ArrayLike, lines: Mapping[str, npt.ArrayLike], *, 
         few = there.sum() < 4 and not constant  # so that they are seen to be points
         place.plot(at[there], array[there], label=name, marker="o" if few else None, markersize=4, **style)
         place.update_datalim(np.column_stack([at, at]), updatey=False)  # the same axis in all panels
-    place.set(title=title, xlabel=xlabel)
+    place.set(title=plain([title])[0], xlabel=xlabel)
     place.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     place.yaxis.set_major_locator(MaxNLocator(5))
     values = np.concatenate([np.asarray(line, np.float64) for line in lines.values()])
@@ -207,7 +207,7 @@ def footprints_map(
     """
     figure, ((place,),) = new_figure(4.6, 3.6)
     picked = np.unique(np.linspace(0, len(bounds) - 1, min(len(bounds), most)).round().astype(int))
-    names = np.array(["chips"] * len(bounds) if groups is None else list(groups))
+    names = np.array(["chips"] * len(bounds) if groups is None else plain(groups))
     extent = bounds[:, :2].min(axis=0), bounds[:, 2:].max(axis=0)
     span = np.maximum(extent[1] - extent[0], 1e-9)
     smallest = span.max() / 90  # else chips of a wide archive could not be seen

@@ -22,6 +22,7 @@ from ssl_geo.figures.style import (
     SEQUENTIAL,
     WRONG,
     new_figure,
+    plain,
     styled,
     without_axes,
 )
@@ -29,6 +30,7 @@ from ssl_geo.figures.style import (
 Colour = tuple[int, int, int]
 Classes = npt.NDArray[np.uint8]
 IGNORED = 255
+LISTED = 32  # classes of a legend, the most frequent
 _SIDE = 1.35  # inches of a picture
 
 
@@ -54,6 +56,7 @@ def image_sheet(
         legend: Pairs of a name and a colour, below.
         side: Width of a picture in inches.
     """
+    column_titles, row_titles, titles = plain(column_titles), plain(row_titles), [plain(row) for row in titles]
     columns = max(len(row) for row in rows)
     shape = next(image.shape for row in rows for image in row if image is not None)
     tall = side * min(shape[0] / shape[1], 2.0)
@@ -82,7 +85,11 @@ def image_sheet(
                 place.plot(*at, "o", markersize=7, markerfacecolor="none", markeredgecolor="black", markeredgewidth=3)
                 place.plot(*at, "o", markersize=7, markerfacecolor="none", markeredgecolor="white", markeredgewidth=1.4)
     if legend:
-        patches = [Patch(facecolor=colour, edgecolor=FAINT, label=name) for name, colour in legend]
+        names = plain(name for name, _ in legend)
+        patches = [
+            Patch(facecolor=colour, edgecolor=FAINT, label=name)
+            for name, (_, colour) in zip(names, legend, strict=True)
+        ]
         figure.legend(handles=patches, loc="outside lower center", ncols=max(1, round(columns * side / 1.5)))
     return figure
 
@@ -164,7 +171,7 @@ def statistics_chart(before: Image, after: Image, bands: Sequence[str], *, valid
         place.hlines(y, low, high, color=PALETTE[0], linewidth=1.2)
         place.hlines(y, first, third, color=PALETTE[0], linewidth=4.5)
         place.plot(middle, y, "o", color="white", markeredgecolor=INK, markersize=4.5, markeredgewidth=1)
-        place.set(title=title, yticks=y, yticklabels=list(bands), ylim=(len(bands) - 0.4, -0.6))
+        place.set(title=title, yticks=y, yticklabels=plain(bands), ylim=(len(bands) - 0.4, -0.6))
         place.grid(visible=False, axis="y")
     axes[0][1].axvline(0, color=INK, linewidth=0.8)
     axes[0][1].set_yticklabels([])
@@ -328,8 +335,12 @@ def class_sheet(
         ]
         for image, label, shown in zip(images, labels, predictions, strict=True)
     ]
-    seen = np.unique(np.concatenate([np.ravel(part) for part in (*labels, *predictions)]))
-    legend = [(names[k], mpl.colors.to_hex(table[k])) for k in seen if k < len(names)]
+    seen, pixels = np.unique(np.concatenate([np.ravel(part) for part in (*labels, *predictions)]), return_counts=True)
+    order = seen[np.argsort(-pixels, kind="stable")]
+    listed = np.sort(order[order < len(names)][:LISTED])
+    legend = [(names[k], mpl.colors.to_hex(table[k])) for k in listed]
+    if (others := int((seen < len(names)).sum()) - len(listed)) > 0:
+        legend.append((f"and {others} others", "none"))
     titles = ["image", "label", "prediction", "error"]
     legend += [("right", RIGHT), ("wrong", WRONG), *([("no label", NODATA)] if IGNORED in seen else [])]
     return image_sheet(rows, column_titles=titles, row_titles=row_titles, legend=legend, side=side)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterable
 from functools import wraps
 from typing import ParamSpec
 
@@ -21,6 +22,7 @@ INK, FAINT = "#1b2127", "#c9d0d7"  # text and lines; grids and frames
 NODATA = "#9aa3ab"
 RIGHT, WRONG = "#d9dee3", "#d55e00"  # of an error map
 SEQUENTIAL, DIVERGING = "viridis", "RdBu_r"
+LONGEST = 60  # letters of a name
 
 _STYLE = {
     "font.family": "sans-serif",
@@ -41,6 +43,7 @@ _STYLE = {
     "grid.color": FAINT,
     "grid.linewidth": 0.6,
     "text.color": INK,
+    "text.parse_math": False,  # a name with $ is no formula
     "xtick.color": INK,
     "ytick.color": INK,
     "xtick.labelsize": 8,
@@ -67,6 +70,12 @@ def styled(draw: Callable[Drawing, Figure]) -> Callable[Drawing, Figure]:
     return drawn
 
 
+def plain(names: Iterable[str]) -> list[str]:
+    """Names as a figure can show them: control characters escaped, but for line ends; cut where they are too long."""
+    printable = ("".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in name) for name in names)
+    return [name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…" for name in printable]
+
+
 def new_figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, list[list[Axes]]]:
     """A figure of a grid of axes, in inches; no global state of pyplot is touched."""
     figure = Figure(figsize=(width, height), facecolor="white")
@@ -90,7 +99,9 @@ def as_svg(figure: Figure) -> str:
         sets for light and dark.
     """
     written = io.StringIO()
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "ssl_geo"}):
+    settings = {"svg.fonttype": "none", "svg.hashsalt": "ssl_geo", "text.parse_math": False}
+    with mpl.rc_context(settings), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # text stays text: the page's fonts have it
         kept = {"Date": None, "Creator": None}
         figure.savefig(written, format="svg", transparent=True, bbox_inches="tight", pad_inches=0.02, metadata=kept)
     svg = written.getvalue()

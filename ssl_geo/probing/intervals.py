@@ -7,15 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 from scipy import stats
 
-from ssl_geo.probing.metrics import Counts, Floats, class_f1, class_iou, macro_f1, miou
+from ssl_geo.probing.metrics import Counted, Counts, Floats, Marginals, class_f1, class_iou, macro_f1, marginals, miou
 
 # Fewer blocks than this say nothing about how a score varies from place to place.
 MIN_BLOCKS = 5
 
-Statistic = Callable[[npt.NDArray[np.number]], Floats]
+Statistic = Callable[[Counted], Floats]
 
 # Means over classes, and what they average. A draw that happens to miss a class keeps this class's score of all blocks:
 # were it dropped, each rare and poor class that a draw misses would lift the mean, and the interval with it.
@@ -55,13 +54,13 @@ def bootstrap(
     """Expanded percentile bootstrap over spatial blocks (Efron & Tibshirani 1993, ch. 13; Hesterberg 2015).
 
     Pixels of one block resemble each other, so blocks are what is drawn. A draw is a weight of each block, and all
-    draws are one matrix product: weights (draws, n) @ matrices (n, C·C). Blocks without a valid pixel are left out.
+    draws are one matrix product: weights (draws, n) @ marginals (n, C). Blocks without a valid pixel are left out.
     Plain percentiles of few blocks are too narrow (five cover 83 % where 95 % are asked for), so those of a Student
     interval are taken: five then cover 91 %, eight and more 94 % and above.
 
     Args:
         blocks: (n, C, C) confusion matrices, one a block.
-        statistic: Score of (..., C, C) counts -> (...,): `miou` or another of this module.
+        statistic: Score of (..., C, C) counts or their `Marginals` -> (...,): `miou` or another of `metrics`.
         draws: Number of resamples.
         seed: Of the resampling.
         confidence: Coverage of the interval.
@@ -91,7 +90,7 @@ def paired_difference(
     Args:
         blocks_a: (n, C, C) confusion matrices of one model.
         blocks_b: (n, C, C) of the other, of the same blocks in the same order.
-        statistic: Score of (..., C, C) counts -> (...,).
+        statistic: Score of (..., C, C) counts or their `Marginals` -> (...,).
         draws: Number of resamples.
         seed: Of the resampling.
         confidence: Coverage of the interval.
@@ -150,12 +149,12 @@ def _weights(count: int, draws: int, seed: int) -> Floats:
 
 def _drawn(blocks: Counts, statistic: Statistic, weights: Floats) -> Floats:
     """(draws,) the statistic of each resample."""
-    matrices = (weights @ blocks.reshape(len(blocks), -1).astype(np.float64)).reshape(-1, *blocks.shape[1:])
+    drawn = Marginals(*(weights @ part for part in marginals(blocks)))  # sums of whole numbers: exact
     if statistic not in AVERAGED:
-        return statistic(matrices)
+        return statistic(drawn)
     per_class = AVERAGED[statistic]
     whole = per_class(blocks.sum(0))
-    mean: Floats = np.nanmean(np.where(np.isnan(drawn := per_class(matrices)), whole, drawn), axis=-1)
+    mean: Floats = np.nanmean(np.where(np.isnan(scores := per_class(drawn)), whole, scores), axis=-1)
     return mean
 
 

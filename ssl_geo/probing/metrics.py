@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -69,7 +70,7 @@ def as_tensor(array: npt.NDArray[np.generic] | Tensor) -> Tensor:
     return array if isinstance(array, Tensor) else torch.from_numpy(np.require(array, requirements=["C", "W"]))
 
 
-# --- scores: each takes (..., C, C) counts, so that a bootstrap computes all its draws in one call -------------------
+# --- scores: each takes (..., C, C) counts or their marginals, so that a bootstrap computes all draws in one call -----
 
 
 def _share(part: Floats, whole: Floats, where: npt.NDArray[np.bool_]) -> Floats:
@@ -87,67 +88,83 @@ def _mean_present(per_class: Floats) -> Floats:
     return mean
 
 
-def _parts(matrix: npt.NDArray[np.number]) -> tuple[Floats, Floats, Floats]:
-    """Pixels rightly predicted, labelled, and predicted, of each class: (..., C) each."""
-    counts = np.asarray(matrix, dtype=np.float64)
-    hit: Floats = np.einsum("...ii->...i", counts)
-    labelled: Floats = counts.sum(-1)
-    predicted: Floats = counts.sum(-2)
-    return hit, labelled, predicted
+class Marginals(NamedTuple):
+    """What every score here needs of (..., C, C) counts, for C times less memory; (..., C) each, linear in the counts.
+
+    Attributes:
+        hit: Pixels rightly predicted of each class.
+        labelled: Pixels labelled as it.
+        predicted: Pixels predicted as it.
+    """
+
+    hit: Floats
+    labelled: Floats
+    predicted: Floats
 
 
-def class_iou(matrix: npt.NDArray[np.number]) -> Floats:
+Counted = npt.NDArray[np.number] | Marginals
+
+
+def marginals(counts: Counted) -> Marginals:
+    """Diagonal, row and column sums of (..., C, C) counts; marginals are returned as they are."""
+    if isinstance(counts, Marginals):
+        return counts
+    counts = np.asarray(counts, dtype=np.float64)
+    return Marginals(np.einsum("...ii->...i", counts), counts.sum(-1), counts.sum(-2))
+
+
+def class_iou(matrix: Counted) -> Floats:
     """Intersection over union of each class, (..., C); NaN for a class that the labels do not hold."""
-    hit, labelled, predicted = _parts(matrix)
+    hit, labelled, predicted = marginals(matrix)
     return _share(hit, labelled + predicted - hit, labelled > 0)
 
 
-def class_f1(matrix: npt.NDArray[np.number]) -> Floats:
+def class_f1(matrix: Counted) -> Floats:
     """F1 (Dice) of each class, (..., C); NaN for a class that the labels do not hold."""
-    hit, labelled, predicted = _parts(matrix)
+    hit, labelled, predicted = marginals(matrix)
     return _share(2 * hit, labelled + predicted, labelled > 0)
 
 
-def class_precision(matrix: npt.NDArray[np.number]) -> Floats:
+def class_precision(matrix: Counted) -> Floats:
     """Share of the pixels *predicted* as a class that bear its label, (..., C); 0 for a class never predicted."""
-    hit, labelled, predicted = _parts(matrix)
+    hit, labelled, predicted = marginals(matrix)
     return _share(hit, predicted, labelled > 0)
 
 
-def class_recall(matrix: npt.NDArray[np.number]) -> Floats:
+def class_recall(matrix: Counted) -> Floats:
     """Share of the pixels *labelled* as a class that are predicted so, (..., C)."""
-    hit, labelled, _ = _parts(matrix)
+    hit, labelled, _ = marginals(matrix)
     return _share(hit, labelled, labelled > 0)
 
 
-def miou(matrix: npt.NDArray[np.number]) -> Floats:
+def miou(matrix: Counted) -> Floats:
     """Mean IoU over the classes present in the labels, (...,)."""
     return _mean_present(class_iou(matrix))
 
 
-def macro_f1(matrix: npt.NDArray[np.number]) -> Floats:
+def macro_f1(matrix: Counted) -> Floats:
     """Mean F1 over the classes present in the labels, (...,)."""
     return _mean_present(class_f1(matrix))
 
 
-def micro_iou(matrix: npt.NDArray[np.number]) -> Floats:
+def micro_iou(matrix: Counted) -> Floats:
     """IoU of all classes pooled, (...,): Σ intersections / Σ unions = hits / (2 · pixels - hits)."""
-    hit, labelled, _ = _parts(matrix)
+    hit, labelled, _ = marginals(matrix)
     hits, pixels = hit.sum(-1), labelled.sum(-1)
     return _share(hits, 2 * pixels - hits, pixels > 0)
 
 
-def frequency_weighted_iou(matrix: npt.NDArray[np.number]) -> Floats:
+def frequency_weighted_iou(matrix: Counted) -> Floats:
     """IoU of the present classes, each weighted by its share of the labelled pixels, (...,)."""
-    _, labelled, _ = _parts(matrix)
+    _, labelled, _ = marginals(matrix)
     pixels = labelled.sum(-1)
     weighted = (np.nan_to_num(class_iou(matrix)) * labelled).sum(-1)
     return _share(weighted, pixels, pixels > 0)
 
 
-def overall_accuracy(matrix: npt.NDArray[np.number]) -> Floats:
+def overall_accuracy(matrix: Counted) -> Floats:
     """Share of the valid pixels that are predicted rightly, (...,)."""
-    hit, labelled, _ = _parts(matrix)
+    hit, labelled, _ = marginals(matrix)
     pixels = labelled.sum(-1)
     return _share(hit.sum(-1), pixels, pixels > 0)
 

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ssl_geo.probing.baselines import RandomConvolutions, feature_names
 from ssl_geo.probing.features import Extractor
 from ssl_geo.probing.metrics import IGNORED
 
@@ -87,10 +88,30 @@ def measure_pace(
 
     seconds = [_seconds(part, device) for part in (extract, train, predict)]
     width = sum(feature.shape[1] for feature in kept.values())
-    rows, weight = torch.randn(10_000, width, device=device), torch.randn(width, num_classes, device=device)
-    linear = _seconds(lambda: rows.T @ (rows @ weight).softmax(1), device)
     features, training, prediction = (each / len(images) for each in seconds)
-    return Pace(features, training, prediction, linear)
+    return Pace(features, training, prediction, _linear_pass(width, num_classes, device))
+
+
+def baseline_seconds(images: Tensor, bands: Sequence[str], num_classes: int, *, rows: int, chips: int) -> float:
+    """Seconds of the baselines: two classifiers of pixels, on the CPU, and random convolutions of so many chips.
+
+    Args:
+        images: (1, C, H, W), a chip.
+        bands: Names of the channels.
+        num_classes: Number of classes.
+        rows: Training pixels.
+        chips: How often a chip goes through the convolutions.
+    """
+    cpu, convolutions = torch.device("cpu"), RandomConvolutions(len(bands))
+    widths = (convolutions.width, len(feature_names(bands)))
+    passes = sum(_linear_pass(width, num_classes, cpu) for width in widths)
+    return LINEAR_PASSES * passes * rows / 10_000 + chips * _seconds(lambda: convolutions(images), cpu)
+
+
+def _linear_pass(width: int, num_classes: int, device: torch.device) -> float:
+    """Seconds of a pass of L-BFGS over 10,000 rows."""
+    rows, weight = torch.randn(10_000, width, device=device), torch.randn(width, num_classes, device=device)
+    return _seconds(lambda: rows.T @ (rows @ weight).softmax(1), device)
 
 
 def _seconds(part: Callable[[], object], device: torch.device) -> float:

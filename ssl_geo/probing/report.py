@@ -344,7 +344,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     if isinstance(value, np.ndarray | np.generic):
-        return _plain(value.tolist())
+        return value.tolist() if value.dtype.kind in "iub" else _plain(value.tolist())
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return value if value is None or isinstance(value, str | int) else str(value)
@@ -371,7 +371,7 @@ def write_report(folder: Path, report: Json) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in texts.items():
             with written_whole(folder / name) as partial:
-                partial.write_text(text, encoding="utf-8")
+                partial.write_text(text, encoding="utf-8", errors="backslashreplace")  # names may be no UTF-8
     except OSError as error:
         raise UserError(f"--out {folder} cannot be written ({error.strerror}); name another folder") from error
     return folder / "report.md"

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from ssl_geo.errors import UserError
 
 Json = dict[str, Any]
+ROOM = 100_000  # bytes; a line takes some 2,000
 GAIN_COLUMNS = {"": "value", "_low": "low", "_high": "high"}
 
 
@@ -30,6 +32,29 @@ def result_row(report: Json) -> Json:
             for reference, gain in group["gains"].items():
                 row |= {f"over_{reference}{end}": gain and gain[key] for end, key in GAIN_COLUMNS.items()}
     return {**row, "headline": report["headline"]}
+
+
+def check_table(path: Path) -> None:
+    """Refuse a table of results that a line could not be added to, before anything is computed for it.
+
+    Raises:
+        UserError: It is no file, cannot be opened for appending or made, or its disk is full.
+    """
+    kind = "folder" if path.is_dir() else "device or pipe"
+    if path.exists() and not path.is_file():
+        raise UserError(f"--results {path} is a {kind}; name a file of JSON lines in it, or elsewhere")
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    try:
+        if path.exists():
+            os.close(os.open(path, os.O_WRONLY | os.O_APPEND))
+        elif not folder.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        elif not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        if shutil.disk_usage(folder).free < ROOM:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    except OSError as error:
+        raise UserError(f"--results {path} cannot be written ({error.strerror}); name another file") from error
 
 
 def append_result(path: Path, row: Mapping[str, Any]) -> None:

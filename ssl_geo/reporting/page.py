@@ -75,5 +75,5 @@ def write_page(path: Path, page: Page) -> Path:
     """Write a page, whole or not at all, and return its path."""
     text = as_html(page)
     with written_whole(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")  # names may be no UTF-8
     return path

@@ -15,6 +15,7 @@ from ssl_geo.figures.sheets import IGNORED, Classes, Colour
 from ssl_geo.reporting.page import Page, Picture, Section, Table
 
 SHOWN = 4  # best and worst chips
+CHARTED = 32  # classes that a chart shows; of more the most frequent
 Json = Mapping[str, Any]
 
 
@@ -141,16 +142,17 @@ def _models(report: Json, best: Json) -> Section:
 
 def _classes(report: Json, best: Json, names: Sequence[str], colours: Sequence[Colour]) -> Section:
     of_class = best["per_class"]
-    bars = figures.class_bars(
-        names,
-        [c["iou"] for c in of_class],
-        [c["iou_low"] for c in of_class],
-        [c["iou_high"] for c in of_class],
-        colours=colours,
-    )
     runs = [result for result in report["results"] if result["group"] == best["name"]]
     counts = np.sum([np.array(run["confusion"]) for run in runs], axis=0)
-    matrix = figures.confusion_chart(counts, names)
+    charted = np.sort(np.argsort(-counts.sum(axis=1), kind="stable")[:CHARTED])
+    bars = figures.class_bars(
+        [names[k] for k in charted],
+        *([of_class[k][key] for k in charted] for key in ("iou", "iou_low", "iou_high")),
+        colours=[colours[k] for k in charted],
+    )
+    others = ["all others"] if len(charted) < len(names) else []
+    matrix = figures.confusion_chart(_together(counts, charted), [*(names[k] for k in charted), *others])
+    which = f", the {len(charted)} most frequent of {len(names)}," if others else ""
     rows = [
         [c["name"], f"{c['support']:,}", *(_number(c[k]) for k in ("iou", "f1", "precision", "recall", "boundary_iou"))]
         for c in of_class
@@ -160,11 +162,21 @@ def _classes(report: Json, best: Json, names: Sequence[str], colours: Sequence[C
         "Classes",
         f"Of {best['name']}{seeds}.",
         [
-            Picture(bars, "IoU of each class with its 95 % interval over test blocks."),
+            Picture(bars, f"IoU of each class{which} with its 95 % interval over test blocks."),
             Picture(matrix, "Rows are labels: what share of a class's pixels was taken for which class."),
         ],
         [Table(["class", "test pixels", "IoU", "F1", "precision", "recall", "boundary IoU"], rows)],
     )
+
+
+def _together(counts: npt.NDArray[np.integer], chosen: npt.NDArray[np.integer]) -> npt.NDArray[np.integer]:
+    """Confusion matrix of the chosen classes and, where there are others, of all those together as the last."""
+    place = np.full(len(counts), len(chosen))
+    place[chosen] = np.arange(len(chosen))
+    size = len(chosen) + (len(chosen) < len(counts))
+    together = np.zeros((size, size), counts.dtype)
+    np.add.at(together, (place[:, None], place[None, :]), counts)
+    return together
 
 
 def _maps(chips: ProbeChips, names: Sequence[str]) -> Section:

@@ -1,4 +1,4 @@
-"""One process at a time writes to a run folder: RUN/.lock tells who, while somebody does."""
+"""One process at a time writes to a folder of results: its .lock tells who, while somebody does."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Lock:
             try:
                 descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
             except OSError as error:
-                raise UserError(f"{path} cannot be written ({error.strerror}): a run writes to its folder") from error
+                raise UserError(f"{path} cannot be written ({error.strerror}): name a folder that can be written") from error
             try:
                 fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:

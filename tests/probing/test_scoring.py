@@ -2,6 +2,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ssl_geo.probing import pace
 from ssl_geo.probing.fit import Fitted
 from ssl_geo.probing.metrics import confusion
 from ssl_geo.probing.pace import Laps, Pace
@@ -73,9 +74,9 @@ def test_rivals_are_fitted_on_train_and_validation_and_scored_on_test():
 
 
 def test_expected_time_grows_with_chips_epochs_and_rows():
-    pace = Pace(features=0.1, training=0.02, prediction=0.005, linear=0.01)
-    assert pace.heads(train=60, validation=20, test=20, epochs=3) == 3 * 60 * 0.02 + (4 * 20 + 20) * 0.005
-    assert pace.linear_probe(20_000) == 2 * pace.linear_probe(10_000)
+    measured = Pace(features=0.1, training=0.02, prediction=0.005, linear=0.01)
+    assert measured.heads(train=60, validation=20, test=20, epochs=3) == 3 * 60 * 0.02 + (4 * 20 + 20) * 0.005
+    assert measured.linear_probe(20_000) == 2 * measured.linear_probe(10_000)
 
 
 def test_laps_add_up_by_name():
@@ -86,3 +87,10 @@ def test_laps_add_up_by_name():
     laps.lap("a")
     assert list(laps.seconds) == ["a", "b"]
     assert laps.seconds["a"] >= first > 0
+
+
+def test_expected_time_holds_the_baselines(monkeypatch):
+    """With 255 classes they took as long as what was foreseen for everything else."""
+    monkeypatch.setattr(pace, "_seconds", lambda part, device: (part(), 2.0)[1])
+    seconds = pace.baseline_seconds(torch.rand(1, 3, 16, 16), ["B02", "B03", "B04"], 255, rows=5_000, chips=7)
+    assert seconds == pace.LINEAR_PASSES * (2 + 2) / 2 + 7 * 2
