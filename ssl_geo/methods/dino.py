@@ -136,8 +136,9 @@ class Prototypes(nn.Module):
 class DINOLoss(nn.Module):
     """Cross-entropy between the teacher's answer to a global view and the student's to every other view.
 
-    Equation 3 of the paper, with the centering and sharpening of section 3.1, in float32 whatever autocast says. For
-    V views, the first two of them global, the mean over a batch of B and over 2·V - 2 pairs. Slow version::
+    Equation 3 of the paper, with the centering and sharpening of section 3.1, in float32 whatever autocast says
+    (float64 stays so). For V views, the first two of them global, the mean over a batch of B and over 2·V - 2 pairs.
+    Slow version::
 
         student = student_logits.chunk(V)
         teacher = teacher_logits.chunk(2)
@@ -181,7 +182,7 @@ class DINOLoss(nn.Module):
             ValueError: Shapes that do not belong together.
         """
         loss = self.cross_entropy(student_logits, teacher_logits, teacher_temp)
-        self.update_center(teacher_logits.float().mean(dim=0, keepdim=True))
+        self.update_center(_single(teacher_logits).mean(dim=0, keepdim=True))
         return loss
 
     def cross_entropy(self, student_logits: Tensor, teacher_logits: Tensor, teacher_temp: float) -> Tensor:
@@ -191,7 +192,7 @@ class DINOLoss(nn.Module):
     @torch.no_grad()
     def sharpen(self, teacher_logits: Tensor, teacher_temp: float) -> Tensor:
         """Turn teacher logits into the probabilities that the student is to match: centered, sharpened, float32."""
-        return F.softmax((teacher_logits.float() - self.center) / teacher_temp, dim=-1)
+        return F.softmax((_single(teacher_logits) - self.center) / teacher_temp, dim=-1)
 
     def compare(self, student_logits: Tensor, probabilities: Tensor) -> Tensor:
         """Average the cross-entropy over pairs and batch, one student view at a time (`_CrossEntropy`)."""
@@ -213,7 +214,8 @@ class DINOLoss(nn.Module):
             mean_logits: (1, K).
             finite: Boolean scalar; where it is False the center stays.
         """
-        moved = self.center.lerp(distributed.mean_over_ranks(mean_logits), 1 - self.center_momentum)
+        mean_logits = distributed.mean_over_ranks(mean_logits).to(self.center.dtype)
+        moved = self.center.lerp(mean_logits, 1 - self.center_momentum)
         self.center.copy_(moved if finite is None else torch.where(finite, moved, self.center))
 
 
@@ -222,7 +224,7 @@ class _CrossEntropy(torch.autograd.Function):
 
     All pairs of one student view are a single product, with the sum of the teacher's probabilities in them, and their
     gradient is pairs · softmax(s / temp) - that sum. So nothing of all views is made but the gradient; beside it single
-    (B, K) tensors, in float32 whatever the logits are.
+    (B, K) tensors, in float32 unless the logits are float64.
     """
 
     @staticmethod
@@ -231,7 +233,7 @@ class _CrossEntropy(torch.autograd.Function):
         ctx.temp = temp
         total = probabilities.new_zeros(())
         for view, wanted, _ in _pairs(logits, probabilities):
-            total -= F.log_softmax(view.float() / temp, dim=-1).mul_(wanted).sum()
+            total -= F.log_softmax(_single(view) / temp, dim=-1).mul_(wanted).sum()
         return total
 
     @staticmethod
@@ -241,7 +243,7 @@ class _CrossEntropy(torch.autograd.Function):
         scale = upstream / ctx.temp
         parts = gradient.chunk(2 * len(logits) // len(probabilities))
         for part, (view, wanted, pairs) in zip(parts, _pairs(logits, probabilities), strict=True):
-            part.copy_(F.softmax(view.float() / ctx.temp, dim=-1).mul_(pairs).sub_(wanted).mul_(scale))
+            part.copy_(F.softmax(_single(view) / ctx.temp, dim=-1).mul_(pairs).sub_(wanted).mul_(scale))
         return gradient, None, None
 
 
@@ -364,7 +366,7 @@ class DINO(nn.Module):
             self._statistics_before = [buffer.clone() for buffer in self._running_statistics()]
         self.train(self.training)  # whoever looked at the backbone in eval mode may have left its BatchNorms so
         with torch.no_grad():
-            teacher_logits = self.teacher(views[:2]).float()
+            teacher_logits = _single(self.teacher(views[:2]))
             self._pending.append((teacher_logits.sum(dim=0, keepdim=True), len(teacher_logits)))
             probabilities = self.criterion.sharpen(teacher_logits, self.teacher_temp(step))
             entropy = torch.special.entr(probabilities).sum(dim=-1).mean()
@@ -431,6 +433,11 @@ class DINO(nn.Module):
             for name, buffer in network.named_buffers()
             if name.endswith(names)
         ]
+
+
+def _single(tensor: Tensor) -> Tensor:
+    """A tensor of half precision in single, others as they are."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def _storages(module: nn.Module) -> set[int]:

@@ -173,10 +173,10 @@ class FeatureExtractor(nn.Module):
 
         # Copies: an in-place activation that follows would otherwise change what was taken.
         def take_output(layer: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            outputs[layer] = first_tensor(output).clone()
+            outputs[layer] = _copy_of_first(output, layer)
 
         def take_input(layer: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            outputs[layer] = first_tensor(args or kwargs).clone()
+            outputs[layer] = _copy_of_first(args or kwargs, layer)
 
         with ExitStack() as hooks:
             for layer, kind in zip(self.layers, self._hooks, strict=True):
@@ -295,8 +295,8 @@ def _trace(model: nn.Module, function: Callable[..., _T], *arguments: Any) -> _T
             ) from error
 
 
-def _copy_of_first(output: Any) -> Tensor:
-    return first_tensor(output).clone()
+def _copy_of_first(output: Any, layer: str) -> Tensor:
+    return first_tensor(output, layer).clone()
 
 
 def _build_graph(model: nn.Module, layers: Sequence[str]) -> nn.Module:
@@ -307,7 +307,7 @@ def _build_graph(model: nn.Module, layers: Sequence[str]) -> nn.Module:
         copies = {}
         for name, node in output.args[0].items():
             with graph.inserting_after(node):
-                copies[name] = graph.call_function(_copy_of_first, (node,))
+                copies[name] = graph.call_function(_copy_of_first, (node, name))
         output.args = (copies,)
     module.recompile()
     built: nn.Module = module

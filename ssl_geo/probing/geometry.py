@@ -23,18 +23,21 @@ UNDECLARED_SIDES = (224, 256, 128, 120, 64, 96, 32, 512)
 MAX_HALVINGS = 5
 
 
-def first_tensor(output: Any) -> Tensor:
-    """The tensor in a module's output: itself, or the first of a tuple, list or mapping (as timm's hooks take it).
+def first_tensor(output: Any, layer: str) -> Tensor:
+    """The tensor in a layer's output: itself, or the first of a tuple, list or mapping (as timm's hooks take it).
 
     Raises:
-        UserError: The output holds no tensor there.
+        UserError: The output holds no tensor there; the layer is named.
     """
     if isinstance(output, Mapping):
         output = next(iter(output.values()), None)
     elif isinstance(output, tuple | list):
         output = output[0] if output else None
     if not isinstance(output, Tensor):
-        raise UserError(f"a layer put out {type(output).__name__}, not a tensor: name another with --layers")
+        raise UserError(
+            f"layer {layer!r} puts out {type(output).__name__}, where a tensor is needed, or a tuple, list or mapping "
+            "with one in front: name another with --layers"
+        )
     return output
 
 

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 from ssl_geo.methods.dino import DINO, MANY_VIEWS, DINOHead, DINOLoss, MultiCropWrapper
 from ssl_geo.training import distributed
+from ssl_geo.training.optimizers import adamw, set_step_values
+from ssl_geo.training.step import train_step
 
 
 class Convolutional(nn.Module):
@@ -347,6 +349,30 @@ def test_three_steps_are_those_of_algorithm_1() -> None:
         torch.testing.assert_close(method.criterion.center, center, rtol=1e-4, atol=1e-5)
     for found, wanted in zip(method.teacher.parameters(), teacher.parameters(), strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_dino_in_float64_is_dino_in_float32() -> None:
+    """`update_center` once met a float32 mean of a float64 center."""
+    single = make()
+    double = copy.deepcopy(single).double()
+    lr = {"lr": 0.01, "weight_decay": 0.04}
+    for method in (single, double):
+        dtype = method.criterion.center.dtype
+        optimizer = adamw(method.student)
+        set_step_values(optimizer, **lr)
+        for step in range(3):
+            views = [view.to(dtype) for view in make_views(seed=step)]
+            scaler = torch.amp.GradScaler("cpu", enabled=False)
+            loss, finite = train_step(method, optimizer, scaler, views, step, clip=3.0)
+            assert finite
+        assert loss.dtype == dtype
+    assert {value.dtype for value in double.state_dict().values()} == {torch.float64}
+    for name, value in double.state_dict().items():
+        torch.testing.assert_close(
+            value.to(single.state_dict()[name].dtype), single.state_dict()[name], rtol=1e-3, atol=1e-4
+        )
+    logits = torch.randn(8, 12, dtype=torch.float64)
+    DINOLoss(12)(logits, logits[:4], 0.04)  # a center in float32
 
 
 def test_the_teacher_starts_as_the_student_head_too_and_shares_no_memory() -> None:

@@ -9,6 +9,7 @@ import pytest
 import timm
 import torch
 from torch import Tensor, nn
+from torchvision.models import VisionTransformer
 
 from ssl_geo.errors import UserError
 from ssl_geo.probing.features import FeatureExtractor, auto_layers, list_layers, node_names
@@ -423,3 +424,17 @@ def test_an_extractor_is_saved_once_and_copies_whole() -> None:
         twin(images)["layer1"],
         twin.model.layer1(twin.model.maxpool(twin.model.act1(twin.model.bn1(twin.model.conv1(images))))),
     )
+
+
+def test_a_node_that_gives_a_tuple_is_its_first_tensor_and_one_without_is_named() -> None:
+    """torchvision's attention gives (tokens, None); what gives no tensor in front is told by its name."""
+    model = VisionTransformer(
+        image_size=32, patch_size=8, num_layers=1, num_heads=2, hidden_dim=8, mlp_dim=8, num_classes=2
+    ).eval()
+    images, layer = torch.randn(2, 3, 32, 32), "encoder.layers.encoder_layer_0.self_attention"
+    by_node, by_hook = (FeatureExtractor(model, [layer], by=way)(images)[layer] for way in ("node", "module"))
+    assert by_node.shape == (2, 8, 4, 4)
+    assert torch.equal(by_node, by_hook)
+    for node, kind in (("encoder.layers.encoder_layer_0.eq", "bool"), ("getattr", "int"), ("_assert", "NoneType")):
+        with pytest.raises(UserError, match=rf"layer '{node}' puts out {kind}, .*tuple.*--layers"):
+            FeatureExtractor(model, [node], by="node")
