@@ -38,7 +38,7 @@ from ssl_geo.state import State
 from ssl_geo.training import distributed, runs
 from ssl_geo.training.distributed import Ranks
 from ssl_geo.training.feeding import allow_open_files, feed
-from ssl_geo.training.health import Monitor
+from ssl_geo.training.health import Monitor, has_diverged
 from ssl_geo.training.lock import Lock
 from ssl_geo.training.memory import keep_freed_memory, on_device
 from ssl_geo.training.pace import data_pace
@@ -93,6 +93,7 @@ class Run:
         again: Makes the views of a list of (epoch, chip) anew.
         numbers: The chips that the views of an (epoch, chip) show: itself, and another date of it where one was drawn.
         monitor: Watches the embeddings, on the main rank.
+        data_limit: What limits the loader, where that is known.
         say: Prints a line, on the main rank.
     """
 
@@ -105,6 +106,7 @@ class Run:
     again: Callable[[Keys], list[Tensor]]
     numbers: Callable[[tuple[int, int]], list[int]]
     monitor: Monitor | None
+    data_limit: str
     say: Callable[[str], None]
 
 
@@ -176,11 +178,14 @@ def prepare(config: PretrainConfig, lock: Lock) -> Run:
         keep_freed_memory()
     dtype = str(state.dtype).removeprefix("torch.")
     say(f"{folder}: {config.backbone.name} on {ranks.device} in {dtype}, views by {config.views.backend}")
+    data_limit = ""
     if ranks.main and state.step < state.steps:
         few, packed = next(iter(order))[:MEASURED], isinstance(chips, PackedChips)
-        say(data_pace(dataset.read, lambda key: dataset[[key]], few, workers=workers, packed=packed))
+        pace = data_pace(dataset.read, lambda key: dataset[[key]], few, workers=workers, packed=packed)
+        say(pace.line)
+        data_limit = pace.limit
     views, again = (views_of(batch) for batch in batches), lambda keys: views_of(dataset[keys])
-    return Run(ranks, folder, state, chips, order, views, again, dataset.numbers, monitor, say)
+    return Run(ranks, folder, state, chips, order, views, again, dataset.numbers, monitor, data_limit, say)
 
 
 def train(config: PretrainConfig, run: Run, interruption: runs.Interruption) -> None:
@@ -203,7 +208,12 @@ def train(config: PretrainConfig, run: Run, interruption: runs.Interruption) -> 
 
     with (
         Progress(
-            run.folder, start=state.step, steps=state.steps, batch_size=optim.batch_size, main=ranks.main
+            run.folder,
+            start=state.step,
+            steps=state.steps,
+            batch_size=optim.batch_size,
+            main=ranks.main,
+            data_limit=run.data_limit,
         ) as progress,
         closing(run.batches),  # or the exit would wait for ever for loader processes that an error left behind
     ):
@@ -245,9 +255,14 @@ def train(config: PretrainConfig, run: Run, interruption: runs.Interruption) -> 
                         "skipped": state.skips.total,
                         **method.health(),
                     }
-                    if monitor and watched:
-                        measures |= monitor.measure(method.backbone)
-                    progress.record(state.step, loss, measures)
+                    seen = monitor.measure(method.backbone) if monitor and watched else None
+                    progress.record(state.step, loss, measures | (seen or {}))
+                    if seen and has_diverged(seen):  # before it is saved over what is good
+                        raise UserError(
+                            f"step {state.step}: the run has diverged, embeddings are not finite; the checkpoints "
+                            f"before are intact. Start again with a lower --optim.lr than {optim.lr:g}, or with "
+                            "--optim.precision fp32"
+                        )
                 if last or interrupted or state.step % log.checkpoint_every == 0:
                     save()
                 if last or interrupted:
@@ -361,7 +376,7 @@ def make_monitor(
     positions = rng.choice(len(index), min(MONITORED, len(index)), replace=False)
     labels = None
     if config.data.labels:
-        labels = dominant_labels(index, positions, Path(config.data.labels))
+        labels = dominant_labels(index, positions, Path(config.data.labels), say)
         if len(set(index.scene_numbers(positions[labels >= 0]))) < 2:
             say(f"no kNN score is watched: it wants chips of two scenes with labels in {config.data.labels}")
             labels = None

@@ -116,7 +116,7 @@ def probe(config: ProbeConfig, backbone: Any, out: Path, device: torch.device) -
     folders = {prefix: features_folder(config, sources[prefix], task, seen if prefix else ()) for prefix in sources}
     weights = class_weights(task.chips.class_pixels[train]) if config.class_weights else None
     balance = None if weights is None else weights.double().numpy()
-    splits = task.split.report.lines(task.chips.names)
+    splits = [*task.split.report.lines(task.chips.names), *task.advice]
     if len(seen):
         splits.append(f"{UNTRAINED.rstrip(', ')}: its batch normalization has seen {len(seen)} training chips")
     for line in splits:

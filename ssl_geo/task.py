@@ -21,22 +21,25 @@ from ssl_geo.imagery.pairing import read_splits
 from ssl_geo.imagery.quickcheck import check_labelled
 from ssl_geo.imagery.sample import SAMPLE, ensure_sample
 from ssl_geo.probing.footprints import Footprints
+from ssl_geo.probing.intervals import MIN_BLOCKS
 from ssl_geo.probing.rivals import RivalChip
-from ssl_geo.probing.splits import ChipSplit, split_chips
+from ssl_geo.probing.splits import ChipSplit, smaller_block, split_chips
 from ssl_geo.views.photometry import standardize_chip
 
+SMALLEST = 16  # pixels; of chips that are proposed
 SAMPLE_CHIP = 120  # pixels; nine chips a scene, large enough for features to see what surrounds a pixel
 
 
 @dataclass(frozen=True)
 class Task:
-    """The labelled chips, their split, how pixels are standardized, and what was warned of."""
+    """The labelled chips, their split, how pixels are standardized, what was warned of, and how to split better."""
 
     chips: LabelledChips
     split: ChipSplit
     mean: npt.NDArray[np.float32]
     std: npt.NDArray[np.float32]
     warnings: list[str]
+    advice: tuple[str, ...] = ()
 
     @property
     def num_classes(self) -> int:
@@ -101,14 +104,17 @@ def labelled_task(config: ProbeConfig, description: Mapping[str, Any], *, multip
     for line in [*chips.report(), *warnings]:
         tell(line)
     pixel = 1.0 if chips.size_m is None else float(chips.size_m.mean() / size)
-    split = split_chips(
-        footprints(chips),
-        chips.class_pixels,
-        block=2 * size * pixel if config.split.block is None else config.split.block,
-        fractions=config.split.fractions,
-        gap=config.split.gap,
-        given=None if given is None else chips.given(given),
-    )
+    where, block = footprints(chips), 2 * size * pixel if config.split.block is None else config.split.block
+    how: dict[str, Any] = {"fractions": config.split.fractions, "gap": config.split.gap}
+    smallest = size * pixel
+    try:
+        split = split_chips(
+            where, chips.class_pixels, block=block, given=None if given is None else chips.given(given), **how
+        )
+    except UserError as error:
+        if given is None and (found := smaller_block(where, chips.class_pixels, block=block, least=smallest, **how)):
+            raise UserError(f"{error}; --split.block {found[0]:.4g} gives {found[1]} blocks of test") from error
+        raise
     if not len(split.chips("val")):
         raise UserError("no chip in val, which chooses between models: give it a share, --split.fractions or .file")
     if not len(split.chips("test")):
@@ -116,7 +122,33 @@ def labelled_task(config: ProbeConfig, description: Mapping[str, Any], *, multip
     mean, std = description.get("mean"), description.get("std")
     if mean is None or std is None:  # a timm model: standardize with the training chips
         mean, std = chips.statistics(split.chips("train"))
-    return Task(chips, split, np.asarray(mean, np.float32), np.asarray(std, np.float32), warnings)
+    advice: list[str] = []
+    if given is None and (few := split.report.blocks["test"]) < MIN_BLOCKS:
+        advice = [f"the test split has {few} of the {MIN_BLOCKS} blocks that an interval needs"]
+        if found := smaller_block(where, chips.class_pixels, block=block, least=smallest, **how):
+            advice[0] += f": --split.block {found[0]:.4g} gives {found[1]}"
+        elif (side := smaller_chips(len(chips), size, config.split.fractions[2], multiple)) < size:
+            advice[0] += f": --chip_size {side} --split.block {side * pixel:.4g} gives enough, of smaller chips"
+        else:
+            advice[0] += ": label more ground"
+    return Task(chips, split, np.asarray(mean, np.float32), np.asarray(std, np.float32), warnings, tuple(advice))
+
+
+def smaller_chips(chips: int, size: int, test: float, multiple: int) -> int:
+    """Side of chips of which the test split gets enough for an interval, where each is a block of its own.
+
+    Args:
+        chips: That there are.
+        size: Their side.
+        test: Share of the test split.
+        multiple: What sides must be multiples of.
+
+    Returns:
+        The largest such side, at most `size`; `size` where it is none that is of use.
+    """
+    step = multiple * max(1, 8 // multiple)
+    side = int(size * math.sqrt(chips * test / (MIN_BLOCKS + 1))) // step * step
+    return side if SMALLEST <= side < size else size
 
 
 def chip_size(config: ProbeConfig, description: Mapping[str, Any], multiple: int) -> int:

@@ -250,7 +250,7 @@ def test_packed_chips_give_the_losses_of_the_scenes_bit_for_bit(tmp_path, argume
     whole = pretrain(tmp_path / "whole", from_packed, "--steps", "4", "--data.workers", "1")
     assert losses(whole) == losses(scenes)
     assert yaml.safe_load((tmp_path / "whole" / "config.yaml").read_text())["data"]["chip_size"] == 32
-    assert "limited by" in capsys.readouterr().out
+    assert "data: about" in capsys.readouterr().out
     part = tmp_path / "part"
     pretrain(part, from_packed, "--steps", "4", "--log.checkpoint_every", "2", "--log.keep", "9")
     runs.checkpoints(part)[-1].unlink()
@@ -503,6 +503,15 @@ def test_a_step_that_is_not_finite_is_skipped_counted_and_given_up(tmp_path, arg
     with pytest.raises(UserError, match="2 steps in a row were not finite"):
         pretrain(tmp_path / "run", arguments, "--steps", "9", "--optim.max_skipped", "1")
     assert "not finite, skipped" in capsys.readouterr().out
+
+
+def test_a_run_that_diverges_is_told_in_one_line_and_saves_nothing_over_what_is_good(tmp_path, arguments):
+    """It ended in a LinAlgError of the measures of health."""
+    often = ("--log.health_every", "3", "--log.checkpoint_every", "1")
+    with pytest.raises(UserError, match=r"step 3: the run has diverged.*lower --optim.lr than 1e\+12"):
+        pretrain(tmp_path / "run", arguments, "--steps", "9", "--optim.lr", "1e12", "--optim.warmup_steps", "0", *often)
+    assert read_log(tmp_path / "run")[-1]["effective_rank"] is None
+    assert runs.last_checkpoint(tmp_path / "run")["step"] == 2
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -326,6 +327,25 @@ def test_baselines_have_the_class_weights_of_the_heads(world, tmp_path, monkeypa
         main(arguments(world, tmp_path, "--class_weights", "true"))
     assert given["class_weights"].shape == (2,)
     assert given["class_weights"].mean() == pytest.approx(1, abs=0.2)
+
+
+@pytest.mark.parametrize(
+    ("size", "words"), [("32", "--split.block 320 gives 7"), ("64", "--chip_size 32 --split.block 319.6 gives enough")]
+)
+def test_few_test_blocks_come_with_a_block_that_gives_enough(world, tmp_path, size, words):
+    """A small scene ended with one test block of two chips, and nothing said which --split.block would do."""
+    description = {"bands": DEFAULT_BANDS}
+    few = ("--split.block", "960", "--chip_size", size)
+    (line,) = labelled_task(arguments(world, tmp_path, *few), description).advice
+    assert "of the 5 blocks that an interval needs" in line
+    assert words in line
+    given = [part for pair in re.findall(r"(--[a-z_.]+) ([\d.]+)", line) for part in pair]
+    task = labelled_task(arguments(world, tmp_path, *few, *given), description)
+    assert task.split.report.blocks["test"] >= 5
+    assert task.advice == ()
+    if size == "32":
+        with pytest.raises(UserError, match=r"make --split.block smaller.*; --split.block \d+(\.\d)? gives \d blocks"):
+            labelled_task(arguments(world, tmp_path, "--split.block", "1920"), description)
 
 
 def test_an_out_that_is_a_file_is_refused(world, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -93,18 +94,22 @@ def _described(fingerprint: str, path: str, settings: IndexSettings) -> Scene:
 
 
 def dominant_labels(
-    index: ChipIndex, positions: npt.NDArray[np.integer[Any]], folder: str | os.PathLike[str]
+    index: ChipIndex,
+    positions: npt.NDArray[np.integer[Any]],
+    folder: str | os.PathLike[str],
+    say: Callable[[str], None] = print,
 ) -> npt.NDArray[np.int64]:
-    """The most frequent label of chips, the smallest of equals.
+    """The most frequent label of chips, the smallest of equals; values below 0 are none, and counted.
 
     Args:
         index: The chips.
         positions: (N,) their numbers.
         folder: Label GeoTIFFs on the scenes' grids, named like the scenes (of band files: like their folder or
             their common name).
+        say: Takes a line about values below 0.
 
     Returns:
-        (N,) class ids; -1 for a chip that has nothing but the declared nodata id.
+        (N,) class ids; -1 for a chip that has nothing but the declared nodata id and values below 0.
 
     Raises:
         UserError: If a scene has no label file or the two are not on one grid.
@@ -114,6 +119,7 @@ def dominant_labels(
     scenes = index.table["scene"].chunk(0)
     rows, cols = index.table["row"].chunk(0).to_numpy(), index.table["col"].chunk(0).to_numpy()
     numbers = index.scene_numbers(positions)
+    negative = 0
     for number in np.unique(numbers):
         path = scenes.dictionary[int(number)].as_py()
         labels, nodata = _scene_labels(open_scene(path, **index.settings.scene_settings), Path(folder))
@@ -122,7 +128,11 @@ def dominant_labels(
             ids, counts = np.unique(labels[row : row + size, col : col + size], return_counts=True)
             if nodata is not None:
                 counts = np.where(ids == nodata, 0, counts)
+            negative += int(counts[ids < 0].sum())
+            counts = np.where(ids < 0, 0, counts)
             found[i] = ids[counts.argmax()] if counts.any() else -1
+    if negative:
+        say(f"{negative:,} pixels of the labels in {folder} hold values below 0, which are no class: ignored")
     return found
 
 

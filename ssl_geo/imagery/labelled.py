@@ -222,6 +222,11 @@ class LabelledChips:
                 f"the first {both[0].labels}: ignored there; --classes lists what is a class everywhere, --ignore "
                 "what is none anywhere"
             )
+        if below := {labelled.labels: labelled.negative for labelled in self.scenes if labelled.negative}:
+            said.append(
+                f"{sum(below.values()):,} pixels in {len(below)} label rasters hold values below 0, which are no "
+                f"class: ignored; the first {next(iter(below))}"
+            )
         return [*said, *unit_notes(scenes, "images")]
 
     def unknown(self, splits: Mapping[str, str]) -> list[str]:
@@ -300,7 +305,7 @@ class LabelledChips:
         digest = hashlib.sha256(json.dumps([READING, self.bands, self.chip_size, self.context]).encode())
         rasters: set[Path] = set()
         for labelled in self.scenes:
-            digest.update(json.dumps(asdict(labelled)).encode())
+            digest.update(json.dumps({k: v for k, v in asdict(labelled).items() if k != "negative"}).encode())
             rasters |= {Path(file) for file in (labelled.labels, *(source.file for source in labelled.scene.sources))}
         for file in (*sorted(rasters), *side_files(sorted(rasters))):
             try:

@@ -76,6 +76,7 @@ class LabelledScene:
         classes: Of all scenes of the set.
         nodata: Id that stands for no label in this file, or None.
         warped: How the label raster's grid differs from the image's, so that labels are warped; None where it does not.
+        negative: Pixels on the image's grid whose value is below 0 and neither nodata nor ignored: no label either.
     """
 
     scene: Scene
@@ -83,6 +84,7 @@ class LabelledScene:
     classes: Classes
     nodata: int | None
     warped: str | None
+    negative: int = 0
 
 
 def pair_labels(
@@ -114,7 +116,7 @@ def pair_labels(
         classes: Ids in the order wanted; a value that is neither here nor ignored is refused. By default, all ids that
             the labels hold on the images' grids, in ascending order. What is listed here is a class even if a label
             raster declares it as nodata.
-        ignore: Ids that count as no label.
+        ignore: Ids that count as no label, beside all below 0, which are none in any case and counted.
         **settings: Of `open_scene`.
 
     Returns:
@@ -127,13 +129,15 @@ def pair_labels(
     if classes is not None:
         if not classes or len(set(classes)) < len(classes):
             raise UserError(f"--classes {' '.join(map(str, classes))}: name one id or more, each once")
+        if min(classes) < 0:
+            raise UserError(f"--classes {min(classes)}: ids of classes must be 0 or more; values below 0 are no label")
         if both := sorted(ignored.intersection(classes)):
             raise UserError(f"--classes and --ignore both hold {both[0]}: leave it out of one")
     files = label_files(labels)
     known = set(files)
     paths = [path for path in find_scenes(images) if path not in known]
-    found: list[tuple[Scene, Path, int | None, str | None]] = []
-    counts: dict[tuple[object, ...], tuple[Path, Counter[int]]] = {}  # a label may serve many images of one grid
+    found: list[tuple[Scene, Path, int | None, str | None, int]] = []
+    counts: dict[tuple[object, ...], tuple[Path, Counter[int], int]] = {}  # a label may serve many images of one grid
     for path, file in tqdm(_pairs(paths, files), desc="pairing labels", unit="image", delay=2):
         scene = open_scene(path, **settings)
         values, inside, nodata, warped = _on_grid(scene, file, align=align)
@@ -144,11 +148,15 @@ def pair_labels(
             ids, pixels = np.unique(values if inside is None else values[inside], return_counts=True)
             unlabelled = ignored | {nodata}
             held = {i: n for i, n in zip(ids.tolist(), pixels.tolist(), strict=True) if i not in unlabelled}
-            counts[grid] = file, Counter(held)
-        found.append((scene, file, nodata, warped))
-    ids = _class_ids(list(counts.values()), classes)
+            classified = Counter({i: n for i, n in held.items() if i >= 0})
+            counts[grid] = file, classified, sum(held.values()) - classified.total()
+        found.append((scene, file, nodata, warped, counts[grid][2]))
+    ids = _class_ids([(file, classified) for file, classified, _ in counts.values()], classes)
     listed = _described_classes(ids, files)
-    return [LabelledScene(scene, str(file), listed, nodata, warped) for scene, file, nodata, warped in found]
+    return [
+        LabelledScene(scene, str(file), listed, nodata, warped, negative)
+        for scene, file, nodata, warped, negative in found
+    ]
 
 
 def label_files(labels: Path | str | Sequence[Path | str]) -> list[Path]:

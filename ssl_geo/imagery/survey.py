@@ -25,6 +25,7 @@ from ssl_geo.imagery.scenes import (
 )
 from ssl_geo.threads import in_order
 
+CHIP_STEP, SMALLEST_CHIP = 8, 16  # pixels; of the chip sizes that are proposed
 NAMED_SCENES = 20  # scenes that a left-out record names; all are counted
 
 
@@ -103,6 +104,8 @@ def describe_scenes(
     bands_seen: set[str] = set()
     unreadable: dict[str, str] = {}
     pictures: list[str] = []
+    too_small = f"scene smaller than a chip of {chip_size} pixels"
+    small_sides: list[int] = []
     largest = (0, 0)
     scenes = in_order(describe, found, workers)
     bar = tqdm(scenes, "describing scenes", len(found), unit=" scenes", delay=2, disable=not progress)
@@ -117,7 +120,8 @@ def describe_scenes(
             left_out[f"scene misses band{'' if len(missing) == 1 else 's'} {', '.join(missing)}"].append(path)
         elif min(scene.height, scene.width) < chip_size:
             largest = max(largest, (scene.height, scene.width), key=min)
-            left_out[f"scene smaller than a chip of {chip_size} pixels"].append(path)
+            small_sides.append(min(scene.height, scene.width))
+            left_out[too_small].append(path)
         else:
             kept.append(SceneRecord(path, *(getattr(scene, name) for name in SceneRecord._fields[1:])))
     refuse_unreadable(unreadable, len(found), max_unreadable)
@@ -133,8 +137,18 @@ def describe_scenes(
                 "set --data.bands"
             )
         raise UserError(next(iter([*pictures, *unreadable.values()]), "no scene found; set --data"))
+    if small_sides:
+        left_out[too_small + _smaller_chips(small_sides)] = left_out.pop(too_small)
     records = [LeftOut(why, "scene", len(paths), tuple(paths[:NAMED_SCENES])) for why, paths in left_out.items()]
     return kept, [*records, *([unreadable_record(unreadable)] if unreadable else [])]
+
+
+def _smaller_chips(sides: Sequence[int]) -> str:
+    """The chip size that keeps nine of ten small scenes, of which the shorter sides are given, as a clause."""
+    size = sorted(sides)[len(sides) // 10] // CHIP_STEP * CHIP_STEP
+    if size < SMALLEST_CHIP:
+        return ""
+    return f"; --data.chip_size {size} would keep {sum(side >= size for side in sides)} of them"
 
 
 def refuse_mixed(scenes: Sequence[SceneRecord]) -> None:

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from ssl_geo.errors import UserError, nearest
 from ssl_geo.probing.footprints import Footprints, near, nearest_distance
+from ssl_geo.probing.intervals import MIN_BLOCKS
 from ssl_geo.probing.stratification import SPLITS, Splits, assign_blocks
 
 LEFT_OUT = -1
@@ -157,6 +158,31 @@ def split_chips(
     )
     _every_split_labelled(report, wanted)
     return ChipSplit(split, where, report)
+
+
+def smaller_block(
+    chips: Footprints, class_pixels: npt.NDArray[np.integer], *, block: float, least: float, **settings: Any
+) -> tuple[float, int] | None:
+    """The largest block, of a half, a third … of the one given, whose test split has enough blocks for an interval.
+
+    Args:
+        chips: As of `split_chips`.
+        class_pixels: As of `split_chips`.
+        block: Side that gives too few.
+        least: Side of the smallest to try.
+        settings: Further arguments of `split_chips`.
+
+    Returns:
+        Side and number of blocks of the test split, None where no such side is enough.
+    """
+    for parts in range(2, int(block / least) + 1):
+        try:
+            blocks = split_chips(chips, class_pixels, block=block / parts, **settings).report.blocks["test"]
+        except UserError:  # a split without a labelled pixel: no side to propose
+            continue
+        if blocks >= MIN_BLOCKS:
+            return block / parts, blocks
+    return None
 
 
 def _named(given: Sequence[str], count: int) -> Splits:

@@ -19,13 +19,17 @@ def embedding_health(embeddings: Tensor) -> dict[str, float]:
     1 for embeddings spread evenly over the sphere, 0 for a point (Chen & He 2021, arXiv 2011.10566, section 4.1).
     `effective_rank` is the exponential of the entropy of the normalized singular values of the centered embeddings
     (Roy & Vetterli 2007; as a measure of learned features RankMe, Garrido et al. 2023, arXiv 2210.02885).
+    Both are NaN where an embedding is not finite, or so large that float32 does not hold the sum of all.
 
     Args:
         embeddings: (N, D), one row a chip.
     """
     unit = F.normalize(embeddings.float(), dim=1)
     spread = unit.std(dim=0).mean() * math.sqrt(unit.shape[1])
-    values = torch.linalg.svdvals(embeddings.float() - embeddings.float().mean(dim=0))
+    centered = embeddings.float() - embeddings.float().mean(dim=0)
+    if not bool(centered.isfinite().all()):
+        return {"embedding_std": math.nan, "effective_rank": math.nan}
+    values = torch.linalg.svdvals(centered)
     share = values / values.sum().clamp_min(1e-12)
     entropy = -(share * torch.log(share.clamp_min(1e-12))).sum()
     rank = torch.exp(entropy) if values.sum() > 1e-9 else torch.zeros(())
@@ -71,6 +75,11 @@ def collapse_warning(measures: Mapping[str, float]) -> str | None:
     return None
 
 
+def has_diverged(measures: Mapping[str, float]) -> bool:
+    """Whether the embeddings that were measured are not finite: skipping steps does not help any more."""
+    return math.isnan(measures["effective_rank"])
+
+
 class Monitor:
     """A fixed set of chips whose embeddings are measured as the backbone trains.
 
@@ -92,6 +101,6 @@ class Monitor:
         embeddings = torch.cat([backbone(part.to(device)).cpu() for part in torch.split(self.images, batch)])
         backbone.train(training)
         measures = embedding_health(embeddings)
-        if self.labels is not None:
+        if self.labels is not None and not has_diverged(measures):
             measures["knn_accuracy"] = knn_accuracy(embeddings, self.labels, self.scenes)
         return measures

@@ -51,7 +51,7 @@ class Lock:
             try:
                 descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
             except OSError as error:
-                raise UserError(f"{path} cannot be written ({error.strerror}): name a folder that can be written") from error
+                raise UserError(f"{path} cannot be written ({error.strerror}): name a folder that can") from error
             try:
                 fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:

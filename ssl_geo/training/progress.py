@@ -17,15 +17,27 @@ from ssl_geo.training.runs import RunLog
 
 Batch = TypeVar("Batch")
 
+WAITING = 0.1  # share of the time from which waiting for data is reported
+
 
 class Progress:
-    """Progress bar on stderr, RUN/log.jsonl and TensorBoard; on ranks other than the main one it is silent."""
+    """Progress bar on stderr, RUN/log.jsonl and TensorBoard; on ranks other than the main one it is silent.
 
-    def __init__(self, run: Path, *, start: int, steps: int, batch_size: int, main: bool) -> None:
+    Args:
+        run: The run folder.
+        start: Steps done.
+        steps: Of the whole run.
+        batch_size: Chips a step.
+        main: Whether this is the main rank.
+        data_limit: What limits the loader (`DataPace.limit`), said once where the run waits for it.
+    """
+
+    def __init__(self, run: Path, *, start: int, steps: int, batch_size: int, main: bool, data_limit: str = "") -> None:
         self._bar = tqdm(total=steps, initial=start, unit="step", disable=not main, dynamic_ncols=True)
         self._log = RunLog(run, start) if main else None
         self._batch_size = batch_size
         self._waited, self._since, self._logged_at = 0.0, time.perf_counter(), start
+        self._start, self._data_limit = start, data_limit
 
     def timed(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """Pass the batches on and add up the time spent waiting for them."""
@@ -62,6 +74,12 @@ class Progress:
             "samples_per_s": round((step - self._logged_at) * self._batch_size / elapsed, 2),
             "data_wait": round(self._waited / elapsed, 4),
         }
+        is_first = self._logged_at == self._start  # in which the loader starts
+        if record["data_wait"] >= WAITING and not is_first and self._data_limit:
+            self.say(
+                f"step {step}: {record['data_wait']:.0%} of the time goes into waiting for data, {self._data_limit}"
+            )
+            self._data_limit = ""  # once is enough
         self._waited, self._since, self._logged_at = 0.0, now, step
         if self._log:
             self._log.write({k: v if math.isfinite(v) else None for k, v in record.items()})

@@ -164,6 +164,19 @@ def test_scenes_that_cannot_be_used_are_counted_and_named(tmp_path: Path, write_
     assert "from 1 of 5 scenes" in index.report()[0]
 
 
+def test_the_chip_size_that_would_keep_small_scenes_is_proposed(tmp_path: Path, write_stack: WriteStack) -> None:
+    """292 of 400 sites were left out as smaller than a chip of 64, and nothing said how to keep them."""
+    write_stack(tmp_path / "large.tif", shape=(64, 64))
+    for number, side in enumerate((5, 33, 34, 40, 41, 42, 43, 50, 51, 52, 63)):
+        write_stack(tmp_path / f"small-{number}.tif", shape=(side, 70))
+    (record,) = build(tmp_path, chip_size=64).left_out
+    assert "left out 11 scenes: scene smaller than a chip of 64 pixels; --data.chip_size 32 would keep 10" in str(
+        record
+    )
+    assert not build(tmp_path / "large.tif", chip_size=64).left_out
+    assert len(set(build(tmp_path, chip_size=32).table["scene"].to_pylist())) == 11
+
+
 def test_a_scene_that_fails_while_it_is_read_is_left_out_whole(
     tmp_path: Path, write_stack: WriteStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -118,6 +118,15 @@ def test_dominant_labels_are_the_most_frequent_of_each_chip(
         expected.append(max(counts, key=lambda i: (counts[i], -i)) if any(counts.values()) else -1)
     assert -1 in expected
     assert dominant_labels(index, positions, folder).tolist() == expected
+    below = whole["b"].astype(np.int16)
+    below[(below == 255) | (below == 7)] = -1  # no label, though not declared
+    write_geotiff(folder / "b.tif", below[None], crs="EPSG:32633", transform=grid)
+    corners = [(row["row"], row["col"]) for row in table if Path(row["scene"]).stem == "b"]
+    pixels = sum(int((below[r : r + 16, c : c + 16] < 0).sum()) for r, c in corners)
+    said: list[str] = []
+    assert set(dominant_labels(index, positions, folder, said.append).tolist()) == {-1, 1, 2, 7}
+    assert "values below 0, which are no class: ignored" in said[0]
+    assert said[0].split()[0] == f"{pixels:,}"
     numbers = index.scene_numbers(positions)
     assert {(n, row["scene"]) for n, row in zip(numbers.tolist(), table, strict=True)} == {
         (0, str(images / "a.tif")),

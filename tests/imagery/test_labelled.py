@@ -564,6 +564,7 @@ def test_a_value_outside_the_list_is_named_with_its_pixels(world: tuple[Path, np
     [
         ({"classes": [1, 1]}, "--classes 1 1: name one id or more, each once"),
         ({"classes": []}, "name one id or more"),
+        ({"classes": [-1, 1, 2]}, "--classes -1: ids of classes must be 0 or more"),
         ({"classes": [1, 2, 7], "ignore": [2]}, "--classes and --ignore both hold 2"),
     ],
 )
@@ -588,6 +589,23 @@ def test_nodata_of_one_file_is_a_class_of_another(tmp_path: Path, write_stack: W
     chips = LabelledChips(pair_labels([tmp_path / "i"], tmp_path / "l", classes=[0, 1]), bands=BANDS, chip_size=8)
     np.testing.assert_array_equal(chips[0].labels, labels)  # asked for, so a class
     assert not any("is a class, and" in line for line in chips.report())
+
+
+def test_values_below_0_are_no_class_and_counted(tmp_path: Path, write_stack: WriteStack) -> None:
+    """A -1 for what nobody looked at was a class of its own: 0.466 mIoU against 0.687 with --ignore -1."""
+    for name in ("a", "b", "b_20200101", "b_20200201"):
+        write_stack(tmp_path / "i" / f"{name}.tif", shape=(8, 8))
+    labels = random_labels((8, 8), (1, 2)).astype(np.int16)
+    labels[:2], labels[2, :3], labels[3, :4] = -1, -7, -9999
+    for name in ("a", "b", "b_20200101", "b_20200201"):
+        write_labels(tmp_path / "l" / f"{name}.tif", labels if name != "a" else abs(labels) % 3, nodata=-9999)
+    chips = LabelledChips(pair_labels([tmp_path / "i"], tmp_path / "l"), bands=BANDS, chip_size=8)
+    assert chips.ids == (0, 1, 2)
+    np.testing.assert_array_equal(whole(chips, 1), np.where(labels < 0, 255, labels))
+    (said,) = [line for line in chips.report() if "below 0" in line]
+    assert said.startswith(f"{3 * (16 + 3)} pixels in 3 label rasters")
+    chips = LabelledChips(pair_labels([tmp_path / "i"], tmp_path / "l", ignore=[-1, -7]), bands=BANDS, chip_size=8)
+    assert not any("below 0" in line for line in chips.report())
 
 
 def test_at_most_255_classes(tmp_path: Path, write_stack: WriteStack) -> None:

@@ -8,7 +8,8 @@ from hypothesis.extra import numpy as hnp
 
 from ssl_geo.errors import UserError
 from ssl_geo.probing.footprints import METRES_PER_DEGREE, Footprints, near, nearest_distance
-from ssl_geo.probing.splits import LEFT_OUT, SplitReport, split_chips
+from ssl_geo.probing.intervals import MIN_BLOCKS
+from ssl_geo.probing.splits import LEFT_OUT, SplitReport, smaller_block, split_chips
 from ssl_geo.probing.stratification import SPLITS, assign_blocks
 
 # --- blocks to splits
@@ -251,3 +252,18 @@ def test_too_few_blocks_end_in_one_line() -> None:
         split_chips(chips, np.full((16, 2), 9), block=100_000.0)
     with pytest.raises(UserError, match=r"no valid pixel in .*left out.*--split\.gap"):
         split_chips(chips, np.full((16, 2), 9), block=640.0, gap=5000.0)
+
+
+def test_a_block_that_gives_enough_test_blocks_is_found() -> None:
+    """One small scene ended with one test block, and nothing said which --split.block would do."""
+    side, size = 12, 64.0
+    corner = np.stack(np.divmod(np.arange(side**2), side), 1) * size
+    chips = Footprints.in_plane(["scene"] * len(corner), np.hstack([corner, corner + size]), unit="pixels")
+    pixels = np.full((len(corner), 2), 100)
+    assert split_chips(chips, pixels, block=6 * size).report.blocks["test"] < MIN_BLOCKS
+    found = smaller_block(chips, pixels, block=6 * size, least=size)
+    assert found is not None
+    assert found[1] == split_chips(chips, pixels, block=found[0]).report.blocks["test"] >= MIN_BLOCKS
+    assert split_chips(chips, pixels, block=found[0] + size).report.blocks["test"] < MIN_BLOCKS
+    few = Footprints.in_plane(["scene"] * 9, np.hstack([corner, corner + size])[:9], unit="pixels")
+    assert smaller_block(few, pixels[:9], block=2 * size, least=size) is None

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ssl_geo.training.health import Monitor, collapse_warning, embedding_health, knn_accuracy
+from ssl_geo.training.health import Monitor, collapse_warning, embedding_health, has_diverged, knn_accuracy
 
 
 def test_a_sphere_of_embeddings_is_healthy_and_a_point_is_not():
@@ -15,6 +15,22 @@ def test_a_sphere_of_embeddings_is_healthy_and_a_point_is_not():
     assert sphere["effective_rank"] == pytest.approx(16, rel=0.05)
     point = embedding_health(torch.ones(50, 16) * 3)
     assert point == {"embedding_std": pytest.approx(0, abs=1e-6), "effective_rank": pytest.approx(0, abs=1e-3)}
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 3e38])
+def test_embeddings_that_are_not_finite_are_measured_as_such(value):
+    """The svd of a diverged run's embeddings ended in a LinAlgError."""
+    embeddings = torch.randn(20, 4)
+    embeddings[3:] = value
+    measures = embedding_health(embeddings)
+    assert math.isnan(measures["embedding_std"])
+    assert has_diverged(measures)
+    assert collapse_warning(measures) is None
+    assert not has_diverged(embedding_health(torch.randn(20, 4)))
+    net = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+    nn.init.constant_(net[1].weight, value)
+    images = torch.ones(6, 1, 2, 2)
+    assert "knn_accuracy" not in Monitor(images, torch.arange(6) % 2, torch.arange(6) // 3).measure(net)
 
 
 def test_effective_rank_counts_equal_directions():
