@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 import ssl_geo
 from ssl_geo.config import PredictConfig
-from ssl_geo.errors import UserError
+from ssl_geo.errors import UserError, printable
 from ssl_geo.files import written_whole
 from ssl_geo.imagery.geoparquet import write_chips
 from ssl_geo.imagery.maps import class_map, pixel_areas, value_map
@@ -104,7 +104,7 @@ class RowsReader:
 
 def progress(strips: Iterable[Strip], total: int, name: str) -> Iterator[Strip]:
     """Pass rows of tiles on under a progress bar."""
-    return iter(tqdm(strips, total=total, desc=name, delay=2, dynamic_ncols=True))
+    return iter(tqdm(strips, total=total, desc=printable(name), delay=2, dynamic_ncols=True))
 
 
 def map_scene(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ssl_geo.config import PROBE_PROGRAM, ProbeConfig, probe_config, to_dict
-from ssl_geo.errors import UserError, interrupt_on_termination, nearest, one_line_errors
+from ssl_geo.errors import UserError, interrupt_on_termination, nearest, one_line_errors, tell
 
 if __name__ == "__main__":  # settings first: --help answers before torch is imported
     SETTINGS = probe_config()
@@ -64,7 +64,8 @@ def main(config: ProbeConfig) -> int:
     device = distributed.setup(config.device).device
     backbone: Any = load_backbone(config.ckpt, DEFAULT_BANDS)
     if config.layers == ["list"]:
-        print("\n".join(str(layer) for layer in list_layers(backbone)))
+        for layer in list_layers(backbone):
+            tell(str(layer))
         return 0
     check_table(Path(config.results))
     with claimed(Path(config.out or f"runs/probe-{datetime.datetime.now():%Y%m%d-%H%M%S}")) as out:
@@ -120,11 +121,11 @@ def probe(config: ProbeConfig, backbone: Any, out: Path, device: torch.device) -
     if len(seen):
         splits.append(f"{UNTRAINED.rstrip(', ')}: its batch normalization has seen {len(seen)} training chips")
     for line in splits:
-        print(line)
+        tell(line)
     size = sum(predicted_bytes(source, len(task.chips), (task.chips.side,) * 2) for source in sources.values())
     expected = expected_seconds(config, task, extractors[""], folders.values(), device)
     parts = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in expected.items())
-    print(
+    tell(
         f"expected: {sum(expected.values()) / 60:.1f} min ({parts}); {size / 1e6:.0f} MB of features in {config.cache}"
     )
     check_room(out, task, backbone)
@@ -210,12 +211,12 @@ def probe(config: ProbeConfig, backbone: Any, out: Path, device: torch.device) -
             f"--out {out} cannot be written ({reason}); make room, or name another folder: the features are kept in "
             f"{config.cache}"
         ) from error
-    print(report["headline"])
+    tell(report["headline"])
     if not surely_above("random_initialization", report):
-        print("no certain gain over random initialization: what was learned does not show here; pretrain on more chips")
+        tell("no certain gain over random initialization: what was learned does not show here; pretrain on more chips")
     if not surely_above("pixels", report) and (left := untried(config, task.chips)):
-        print(f"no certain gain over pixels: try {'; or '.join(left)}")
-    print(f"report: {html}, {markdown}; map: {maps[0]}; head for ssl_geo.predict: {out / 'best_head'}")
+        tell(f"no certain gain over pixels: try {'; or '.join(left)}")
+    tell(f"report: {html}, {markdown}; map: {maps[0]}; head for ssl_geo.predict: {out / 'best_head'}")
     try:  # last, so that it costs nothing of the above
         append_result(Path(config.results), {"out": str(out), **result_row(report)})
     except UserError as error:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ssl_geo.errors import UserError
+from ssl_geo.errors import UserError, tell
 from ssl_geo.imagery.archives import GEOTIFF_SUFFIXES
 from ssl_geo.imagery.chips import ChipIndex, IndexSettings
 from ssl_geo.imagery.pairing import grid_difference, scene_name
@@ -97,7 +97,7 @@ def dominant_labels(
     index: ChipIndex,
     positions: npt.NDArray[np.integer[Any]],
     folder: str | os.PathLike[str],
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = tell,
 ) -> npt.NDArray[np.int64]:
     """The most frequent label of chips, the smallest of equals; values below 0 are none, and counted.
 

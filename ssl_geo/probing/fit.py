@@ -85,7 +85,7 @@ def train_heads(
     *,
     weights: Tensor | None = None,
     device: torch.device | None = None,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = tell,
 ) -> dict[str, Fitted]:
     """Train all heads together, keep each one's best epoch on validation, and retry once those that collapsed.
 

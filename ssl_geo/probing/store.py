@@ -24,7 +24,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ssl_geo.documents import read_json
-from ssl_geo.errors import UserError
+from ssl_geo.errors import UserError, tell
 from ssl_geo.files import written_whole
 from ssl_geo.probing.features import Extractor
 from ssl_geo.schema import conform
@@ -98,7 +98,7 @@ def extract(
     memory: int,
     batch_size: int = 32,
     device: torch.device | None = None,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = tell,
 ) -> FeatureStore:
     """Run the frozen backbone once over all chips, or read what an earlier run left; goes on where that stopped.
 

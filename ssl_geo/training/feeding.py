@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeVar
 
 from torch.utils.data import DataLoader, Dataset
 
-from ssl_geo.errors import UserError
+from ssl_geo.errors import UserError, tell
 from ssl_geo.training.sampling import StepBatches
 
 Batch = TypeVar("Batch")
@@ -53,7 +53,7 @@ def allow_open_files(*, workers: int, tensors: int) -> None:
 
 
 def feed(
-    dataset: Dataset[Batch], order: StepBatches, *, workers: int, pinned: bool, say: Callable[[str], None] = print
+    dataset: Dataset[Batch], order: StepBatches, *, workers: int, pinned: bool, say: Callable[[str], None] = tell
 ) -> Iterator[Batch]:
     """Pass on the batches of the steps, in order.
 

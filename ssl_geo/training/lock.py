@@ -9,7 +9,7 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
-from ssl_geo.errors import UserError
+from ssl_geo.errors import UserError, tell
 from ssl_geo.files import partial_files
 
 
@@ -22,7 +22,7 @@ class Lock:
     def __init__(self) -> None:
         self._path: Path | None = None
 
-    def take(self, folder: Path, say: Callable[[str], None] = print) -> None:
+    def take(self, folder: Path, say: Callable[[str], None] = tell) -> None:
         """Lock the folder and remove what killed writers left there; a file system without locks is reported.
 
         Raises:

@@ -32,7 +32,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import Tensor
 
-from ssl_geo.errors import UserError
+from ssl_geo.errors import UserError, tell
 from ssl_geo.files import partial_files, written_whole
 from ssl_geo.training.lock import Lock
 from ssl_geo.weights import check_whole, read_torch
@@ -183,7 +183,7 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted((folder / "checkpoints").glob("step-*.pt"))
 
 
-def last_checkpoint(folder: Path, say: Callable[[str], None] = print) -> dict[str, Any] | None:
+def last_checkpoint(folder: Path, say: Callable[[str], None] = tell) -> dict[str, Any] | None:
     """Read the run's last checkpoint that is whole, or None where it was stopped before its first.
 
     Those after it are set aside under another name, and said; where all are torn they stay as they are.
