@@ -22,7 +22,7 @@ from ssl_geo.imagery.findings import Finding, Group, counted, groups_of, merge, 
 from ssl_geo.imagery.inspection import Inspected, inspect, unreadable
 from ssl_geo.imagery.labelchecks import examine_labels
 from ssl_geo.imagery.labelrasters import are_ids, beside_images, check_label_rasters
-from ssl_geo.imagery.pairing import label_files, read_splits, scene_name
+from ssl_geo.imagery.pairing import check_ids, label_files, read_splits, scene_name
 from ssl_geo.imagery.profiles import Part, Profile, Window, join, profile_window, windows
 from ssl_geo.imagery.scenes import Scene, UnnamedBandsError, UnreadableError, name_stack
 from ssl_geo.threads import in_order
@@ -99,6 +99,8 @@ def diagnose(
     if workers is not None and workers < 1:
         raise UserError(f"--workers is {workers}; it must be at least 1")
     workers = workers or min(_MAX_WORKERS, os.cpu_count() or 1)
+    if classes is not None:
+        check_ids(classes, ignore or ())
     for path in map(Path, paths):
         if not path.exists() and BAND not in path.name:
             raise UserError(f"{path} does not exist; PATH takes folders and GeoTIFF files")

@@ -78,7 +78,7 @@ def examine_labels(
         except UserError as error:
             findings.append(_unusable(file, error))
             continue
-        _count(tally, file, labels, {*(ignore or ()), nodata} - set(classes or ()), classes or ())
+        _count(tally, file, labels, {*(ignore or ()), nodata} - set(classes or ()))
         on_grid = []
         for scene in images_of.get(file, []):
             differs = grid_difference(labels.shape, crs, transform, scene)
@@ -187,10 +187,10 @@ def _ways(rows: float, cols: float) -> tuple[tuple[float, tuple[str, str]], ...]
     return (rows, ("down", "up")), (cols, ("right", "left"))
 
 
-def _count(tally: _Tally, file: Path, labels: Labels, ignored: set[int | None], classes: Sequence[int]) -> None:
+def _count(tally: _Tally, file: Path, labels: Labels, ignored: set[int | None]) -> None:
     ids, pixels = np.unique(labels, return_counts=True)
     for value, count in zip(ids.tolist(), pixels.tolist(), strict=True):
-        if value in ignored or (value < 0 and value not in classes):
+        if value in ignored or value < 0:
             tally.unlabelled += count
             if value not in ignored:
                 tally.negative[value] += count

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import takewhile
@@ -87,6 +87,20 @@ class LabelledScene:
     negative: int = 0
 
 
+def check_ids(classes: Sequence[int], ignored: Collection[int]) -> None:
+    """Refuse ids of classes that cannot be: none, one twice, one below 0, one that is ignored too.
+
+    Raises:
+        UserError: Naming it.
+    """
+    if not classes or len(set(classes)) < len(classes):
+        raise UserError(f"--classes {' '.join(map(str, classes))}: name one id or more, each once")
+    if min(classes) < 0:
+        raise UserError(f"--classes {min(classes)}: ids of classes must be 0 or more; values below 0 are no label")
+    if both := sorted(set(ignored).intersection(classes)):
+        raise UserError(f"--classes and --ignore both hold {both[0]}: leave it out of one")
+
+
 def pair_labels(
     images: Sequence[Path | str],
     labels: Path | str | Sequence[Path | str],
@@ -127,12 +141,7 @@ def pair_labels(
     """
     ignored = frozenset(ignore or ())
     if classes is not None:
-        if not classes or len(set(classes)) < len(classes):
-            raise UserError(f"--classes {' '.join(map(str, classes))}: name one id or more, each once")
-        if min(classes) < 0:
-            raise UserError(f"--classes {min(classes)}: ids of classes must be 0 or more; values below 0 are no label")
-        if both := sorted(ignored.intersection(classes)):
-            raise UserError(f"--classes and --ignore both hold {both[0]}: leave it out of one")
+        check_ids(classes, ignored)
     files = label_files(labels)
     known = set(files)
     paths = [path for path in find_scenes(images) if path not in known]

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ssl_geo.errors import tell
 from ssl_geo.probing.metrics import IGNORED, collapse, confusion, miou
 from ssl_geo.probing.report import Kind
 from ssl_geo.probing.store import FeatureStore

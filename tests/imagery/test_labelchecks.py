@@ -159,5 +159,5 @@ def test_negative_values_are_no_classes_and_told(world):
     assert findings["class balance"].found.startswith("3 values in 3")
     assert "label values" not in found(folder, classes=[1, 2, 3])
     assert "negative label values" not in found(folder, ignore=[-1])
-    assert "negative label values" not in found(folder, classes=[-1, 1, 2, 3])
+    assert "negative label values" in found(folder, classes=[1, 2, 3])
     assert "negative label values" not in found(world(negative, nodata=-1))
