@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import math
+import os
+import re
 import shutil
 import signal
 import subprocess
@@ -21,6 +23,7 @@ from ssl_geo import mapping, predict
 from ssl_geo.backbones import create_backbone, describe_backbone
 from ssl_geo.config import predict_config
 from ssl_geo.errors import UserError
+from ssl_geo.files import partial_path
 from ssl_geo.imagery.geotiff import write_geotiff
 from ssl_geo.imagery.rasters import open_scene, read_window
 from ssl_geo.mapping import RowsReader
@@ -500,10 +503,10 @@ def test_the_same_command_again_does_what_is_not_done_and_no_more(head, scene, t
     before = contents(out)
     (out / "b.json").unlink()  # killed after the map, before its areas
     (out / "c.tif").unlink()
-    (out / f".c.{dead_process()}-140.rows").write_text("half")
-    (out / f".c.confidence.{dead_process()}-140.tif").write_text("half")
-    (out / ".c.1-140.rows").write_text("of a process that lives")
-    (out / f".mine.{dead_process()}-140.rows").write_text("of no scene of this call")
+    ours = partial_path(out / "c.tif").name
+    dead = re.sub(rf"-{os.getpid()}-", f"-{dead_process()}-", ours)
+    for name in (dead, dead.replace(".tif", ".rows"), ours, ".c.140-1.rows"):
+        (out / name).write_text("half")
     capsys.readouterr()
     assert main(command) == 0
     said = capsys.readouterr().out
@@ -511,7 +514,7 @@ def test_the_same_command_again_does_what_is_not_done_and_no_more(head, scene, t
     assert "removed 2 half-written files" in said
     assert f"{tmp_path / 'in' / 'b.tif'} -> " in said
     after = contents(out)
-    assert {name for name in after if name.startswith(".")} == {".c.1-140.rows", f".mine.{dead_process()}-140.rows"}
+    assert {name for name in after if name.startswith(".")} == {ours, ".c.140-1.rows"}
     assert {name: after[name][1] for name in before} == {name: content for name, (_, content) in before.items()}
     assert all(after[f"a{end}"] == before[f"a{end}"] for end in (".tif", ".json", ".confidence.tif"))  # not touched
     assert main(command) == 0

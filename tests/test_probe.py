@@ -464,9 +464,18 @@ def test_a_results_table_that_fails_at_the_end_costs_no_report(world, tmp_path, 
 
 def test_two_probes_of_one_out_do_not_disturb_each_other(world, tmp_path):
     """The second once wrote into the folder of the first, and both ended in tracebacks."""
-    with claimed(tmp_path / "out"), pytest.raises(UserError, match="another probe is at work"):
-        main(arguments(world, tmp_path))
-    assert not (tmp_path / "out").exists()
+    out = tmp_path / "out"
+    out.mkdir()
+    hold = "import sys, pathlib, ssl_geo.training.lock as l; k = l.Lock(); k.take(pathlib.Path(sys.argv[1])); "
+    hold += "print(); input()"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", hold, str(out)], **pipes) as other:
+        other.stdout.readline()
+        with pytest.raises(UserError, match=f"being written by process {other.pid}"):
+            main(arguments(world, tmp_path))
+        other.kill()
+    (out / ".lock").unlink()
+    out.rmdir()
     with claimed(tmp_path / "out"):
         (tmp_path / "out" / "report.md").touch()
     with pytest.raises(UserError, match="is in use"), claimed(tmp_path / "out"):

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from ssl_geo.errors import UserError, nearest
 from ssl_geo.files import remove_stale, written_whole
 from ssl_geo.imagery.archives import FoundScene, walk_scenes
-from ssl_geo.imagery.columns import mapped_columns, stored_once
+from ssl_geo.imagery.columns import ScratchError, mapped_columns, stored_once
 from ssl_geo.imagery.coordinates import in_metres
 from ssl_geo.imagery.gdal import side_files
 from ssl_geo.imagery.index_schema import METADATA_KEY, SHARED, check_columns, read_metadata
@@ -176,6 +176,8 @@ class ChipIndex:
             settings = _checked_settings(conform(metadata["settings"], IndexSettings, f"{path}: settings"))
             table = mapped_columns(path, once=SHARED)
             check_columns(table, path)
+        except ScratchError:
+            raise
         except UserError as error:
             raise UserError(f"{error}: {mend}") from error
         except (OSError, pa.ArrowException, LookupError, TypeError, ValueError) as error:

@@ -13,6 +13,10 @@ import pyarrow.parquet as pq
 from ssl_geo.errors import UserError
 
 
+class ScratchError(UserError):
+    """The folder for scratch files cannot be written: nothing is wrong with the file that is read."""
+
+
 def mapped_columns(path: str | os.PathLike[str], once: Collection[str]) -> pa.Table:
     """The columns of a Parquet file, each a chunk that lies in a mapped file without a name.
 
@@ -24,7 +28,7 @@ def mapped_columns(path: str | os.PathLike[str], once: Collection[str]) -> pa.Ta
         once: Columns whose values come again and again.
 
     Raises:
-        UserError: The folder for scratch files has no room for them.
+        ScratchError: The folder for scratch files has no room for them.
     """
     columns = {}
     for name in pq.read_schema(path).names:
@@ -33,7 +37,7 @@ def mapped_columns(path: str | os.PathLike[str], once: Collection[str]) -> pa.Ta
         try:
             columns[name] = _mapped(table)[name]
         except OSError as error:  # of the scratch file: nothing is wrong with the one that is read
-            raise UserError(
+            raise ScratchError(
                 f"no scratch file can be written to {_scratch()} ({os.strerror(error.errno or 0)}), where the columns "
                 f"of {path} would lie: make room there, or set TMPDIR to a folder on another disk"
             ) from error

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import numpy as np
 import numpy.typing as npt
 
-from ssl_geo.probing.intervals import Interval, bootstrap
+from ssl_geo.probing.intervals import Interval, interval, resamples
 from ssl_geo.probing.metrics import Counts, Floats
 
 
@@ -52,12 +50,14 @@ def class_areas(blocks: Counts, mapped: npt.NDArray[np.floating]) -> list[Interv
     total = float(mapped.sum())
     if total == 0:
         return [Interval(0.0, 0.0, 0.0, len(blocks)) for _ in mapped]
-    whole = blocks.sum(axis=0)
-    classes = np.arange(len(mapped))
-    rates = np.stack([adjusted_shares(whole, np.eye(len(mapped))[k]) for k in classes], axis=1)
-
-    def area(number: int, matrix: npt.NDArray[np.number]) -> Floats:
-        found: Floats = total * adjusted_shares(matrix, mapped / total, rates)[..., number]
-        return found
-
-    return [bootstrap(blocks, partial(area, number)) for number in classes.tolist()]
+    used = blocks[blocks.sum((1, 2)) > 0]
+    whole, weights = used.sum(axis=0), resamples(len(used))
+    share = np.asarray(mapped, np.float64) / total
+    rates = np.stack([adjusted_shares(whole, one) for one in np.eye(len(mapped))], axis=1)  # n_ij / n_i at [j, i]
+    values = total * adjusted_shares(whole, share, rates)
+    predicted = weights @ used.sum(axis=1)  # (draws, C)
+    areas = []
+    for number, value in enumerate(values.tolist()):
+        drawn = np.where(predicted > 0, weights @ used[:, number] / np.maximum(predicted, 1), rates[number]) @ share
+        areas.append(interval(value, total * drawn, len(used)))
+    return areas

@@ -69,12 +69,16 @@ def bootstrap(
         The score of all blocks together, with its interval; NaN bounds with fewer than MIN_BLOCKS blocks.
     """
     used = blocks[blocks.sum((1, 2)) > 0]
-    value = float(statistic(blocks.sum(0)))
-    if len(used) < MIN_BLOCKS:
-        return Interval(value, float("nan"), float("nan"), len(used))
-    drawn = _drawn(used, statistic, _weights(len(used), draws, seed))
-    low, high = np.nanquantile(drawn, _tails(len(used), confidence)).tolist()
-    return Interval(value, low, high, len(used))
+    drawn = _drawn(used, statistic, resamples(len(used), draws, seed)) if len(used) >= MIN_BLOCKS else np.empty(0)
+    return interval(float(statistic(blocks.sum(0))), drawn, len(used), confidence)
+
+
+def interval(value: float, drawn: Floats, blocks: int, confidence: float = 0.95) -> Interval:
+    """The interval of a value by its draws (draws,), see `bootstrap`; NaN bounds with fewer than MIN_BLOCKS blocks."""
+    if blocks < MIN_BLOCKS:
+        return Interval(value, float("nan"), float("nan"), blocks)
+    low, high = np.nanquantile(drawn, _tails(blocks, confidence)).tolist()
+    return Interval(value, low, high, blocks)
 
 
 def paired_difference(
@@ -110,7 +114,7 @@ def paired_difference(
     value = float(statistic(blocks_a.sum(0)) - statistic(blocks_b.sum(0)))
     if count < MIN_BLOCKS:
         return Difference(value, float("nan"), float("nan"), count, float("nan"))
-    weights = _weights(count, draws, seed)
+    weights = resamples(count, draws, seed)
     drawn = _drawn(blocks_a[used], statistic, weights) - _drawn(blocks_b[used], statistic, weights)
     low, high = np.nanquantile(drawn, _tails(count, confidence)).tolist()
     tail = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
@@ -135,14 +139,16 @@ def class_intervals(blocks: Counts, draws: int = 1000, seed: int = 0, confidence
     used = blocks[blocks.sum((1, 2)) > 0]
     ends: Floats = np.full((2, blocks.shape[1]), np.nan)
     if len(used) >= MIN_BLOCKS:
-        drawn = _drawn(used, class_iou, _weights(len(used), draws, seed))
+        drawn = _drawn(used, class_iou, resamples(len(used), draws, seed))
         there = ~np.isnan(drawn).all(axis=0)
         ends[:, there] = np.nanquantile(drawn[:, there], _tails(len(used), confidence), axis=0)
     return ends
 
 
-def _weights(count: int, draws: int, seed: int) -> Floats:
+def resamples(count: int, draws: int = 1000, seed: int = 0) -> Floats:
     """How often each of `count` blocks is in each of `draws` resamples, (draws, count)."""
+    if count == 0:
+        return np.zeros((draws, 0))
     drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=draws)
     return drawn.astype(np.float64)
 

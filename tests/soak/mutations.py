@@ -47,6 +47,7 @@ from ssl_geo.pretrain import prepare
 from ssl_geo.probing.saved import HeadDescription, read_description
 from ssl_geo.probing.store import stored_chips
 from ssl_geo.state import State
+from ssl_geo.training.lock import Lock
 from ssl_geo.training.runs import load_checkpoint
 from ssl_geo.weights import read_tensors
 
@@ -101,7 +102,7 @@ def make_run(folder: Path) -> None:
     config = pretrain_config([*argv, "--dino.bottleneck_dim", "8", "--device", "cpu", "--log.health_every", "50"])
     (folder / "recipe.yaml").write_text(to_yaml(config))
     with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-        run = prepare(config)
+        run = prepare(config, Lock())
         RUNS.append((config, run.state.index, run.state.crops, run.ranks))
         for parameter in run.state.method.student.parameters():
             parameter.grad = torch.zeros_like(parameter)
