@@ -4,7 +4,6 @@ import dataclasses
 import json
 import math
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -503,8 +502,10 @@ def test_the_same_command_again_does_what_is_not_done_and_no_more(head, scene, t
     before = contents(out)
     (out / "b.json").unlink()  # killed after the map, before its areas
     (out / "c.tif").unlink()
-    ours = partial_path(out / "c.tif").name
-    dead = re.sub(rf"-{os.getpid()}-", f"-{dead_process()}-", ours)
+    dead, ours = (
+        partial_path(out / "c.tif").name.replace(f"-{os.getpid()}-", f"-{process}-")
+        for process in (dead_process(), os.getppid())
+    )
     for name in (dead, dead.replace(".tif", ".rows"), ours, ".c.140-1.rows"):
         (out / name).write_text("half")
     capsys.readouterr()
