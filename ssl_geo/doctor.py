@@ -22,6 +22,8 @@ from ssl_geo.imagery.sample import SAMPLE, ensure_sample
 
 def main(config: DoctorConfig) -> int:
     """Look, print the table, write it if asked to; the exit code says the worst: 0 clean, 1 warnings, 2 errors."""
+    if config.workers is not None and config.workers < 1:
+        raise UserError(f"--workers is {config.workers}; it must be at least 1")
     paths, labels = list(map(Path, config.paths)), list(map(Path, config.labels))
     if not paths:
         ensure_sample()

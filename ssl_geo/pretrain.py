@@ -11,6 +11,7 @@ if __name__ == "__main__":  # settings first: --help answers before torch is imp
 import dataclasses
 import datetime
 import os
+import shlex
 from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
 from pathlib import Path
@@ -62,7 +63,11 @@ def main(config: PretrainConfig) -> int:
                     run = prepare(config, lock)
             except runs.Stopped:
                 folder = Path(config.resume or config.out or "")
-                again = f"go on with --resume {folder}" if runs.is_run(folder) else "run the same command again"
+                again = (
+                    f"resume it with {runs.resume_option(folder)}"
+                    if runs.is_run(folder)
+                    else "run the same command again"
+                )
                 tell(f"{interruption.name}: stopped before the first step; {again}")
                 return runs.INTERRUPTED
             train(config, run, interruption)
@@ -70,7 +75,7 @@ def main(config: PretrainConfig) -> int:
         state = run.state
         if state.step < state.steps:
             why = interruption.name or "another process has ended"
-            run.say(f"{why}: saved at step {state.step} of {state.steps}; go on with --resume {run.folder}")
+            run.say(f"{why}: saved at step {state.step} of {state.steps}; resume with {runs.resume_option(run.folder)}")
             return runs.INTERRUPTED
         kept = run.folder / "backbone.safetensors"
         run.say(f"backbone of step {state.step}: {kept} (plain timm loads it, see backbone.json)")
@@ -270,7 +275,8 @@ def train(config: PretrainConfig, run: Run, interruption: runs.Interruption) -> 
         except UnreadableError as error:  # between two steps: nothing is lost, and nobody learns from another chip
             save()
             raise UserError(
-                f"{error}; saved at step {state.step} of {state.steps}: mend the file, then --resume {run.folder}"
+                f"{error}; saved at step {state.step} of {state.steps}: fix the file, then "
+                f"{runs.resume_option(run.folder)}"
             ) from error
         save_what_is_begun()  # told to stop while it waited for a batch
 
@@ -305,7 +311,7 @@ def chip_index(config: PretrainConfig) -> ChipIndex:
     """The chips of the run: RUN/index.parquet when resuming, else packed, or built from the imagery or the sample."""
     data = config.data
     if config.resume:
-        anew = f"start anew with --out, from its backbone with --backbone.weights {config.resume}"
+        anew = f"start anew with --out, from its backbone with --backbone.weights {shlex.quote(str(config.resume))}"
         return ChipIndex.load(Path(config.resume) / "index.parquet", mend=anew)
     if folder := packed_folder(data.paths):
         settings = data.index_settings() | {"chip_size": data.chip_size}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,10 @@ def read_settings(run: str) -> dict[str, Any]:
     """
     recipe = Path(run) / "config.yaml"
     if not recipe.is_file():
-        raise UserError(f"--resume {run} is not a run folder: it has no config.yaml")
+        raise UserError(
+            f"--resume {run} is not a run folder: it has no config.yaml; a run that was stopped before it had one is "
+            f"started again by the command that began it, with --out {shlex.quote(run)}"
+        )
     settings = read_yaml(recipe)
     if not isinstance(settings, dict) or not all(isinstance(name, str) for name in settings):
         raise UserError(f"{recipe} holds no settings: start a new run with --out")
@@ -69,7 +73,7 @@ def resume_changes(now: dict[str, Any], defaults: dict[str, Any]) -> list[str]:
     if others := [name for name in changed if name.startswith("data.") and name not in OF_THE_SAME_CHIPS]:
         raise UserError(
             f"--resume {run} keeps to its chips, {', '.join(others)} cannot change: start anew with --out, "
-            f"from its backbone with --backbone.weights {run}"
+            f"from its backbone with --backbone.weights {shlex.quote(run)}"
         )
     return lines
 

@@ -132,7 +132,7 @@ def test_a_file_that_vanishes_stops_the_run_saved_and_mended_it_is_the_run_undis
             pretrain(tmp_path / "run", settings)
     (line,) = str(error.value).splitlines()
     assert file.name in line
-    assert f"mend the file, then --resume {tmp_path / 'run'}" in line
+    assert f"fix the file, then --resume {tmp_path / 'run'}" in line
     saved = runs.last_checkpoint(tmp_path / "run")["step"]
     assert f"saved at step {saved} of 12" in line
     assert 2 <= saved < 12
@@ -206,7 +206,7 @@ def test_a_signal_while_a_loader_is_blocked_saves_within_seconds(tmp_path, argum
     assert time.monotonic() - began < 300  # not the ten minutes of the read
     saved = runs.last_checkpoint(run)["step"]
     assert saved == len(losses(run)) > 0
-    assert f"SIGUSR1: saved at step {saved} of 500; go on with --resume {run}" in capsys.readouterr().out
+    assert f"SIGUSR1: saved at step {saved} of 500; resume with --resume {run}" in capsys.readouterr().out
     assert not multiprocessing.active_children()
 
 
@@ -222,7 +222,7 @@ def test_a_signal_during_the_start_leaves_at_once(tmp_path, arguments, monkeypat
     with monkeypatch.context() as patch:
         patch.setattr(ssl_geo.pretrain, "feed", told)
         assert pretrain(tmp_path / "run", arguments, "--steps", "2") == runs.INTERRUPTED
-    assert f"go on with --resume {tmp_path / 'run'}" in capsys.readouterr().out
+    assert f"resume with --resume {tmp_path / 'run'}" in capsys.readouterr().out
     assert main(pretrain_config(["--resume", str(tmp_path / "run")])) == 0
 
 
@@ -317,7 +317,7 @@ def test_where_one_of_two_ranks_cannot_read_both_leave_and_the_run_is_saved(tmp_
     environment["PYTHONPATH"] = str(Path(ssl_geo.pretrain.__file__).parents[1])
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode != 0
-    assert f"scene.tif cannot be read; saved at step 3 of 6: mend the file, then --resume {run}" in done.stderr
+    assert f"scene.tif cannot be read; saved at step 3 of 6: fix the file, then --resume {run}" in done.stderr
     assert runs.last_checkpoint(run)["step"] == 3
     assert main(pretrain_config(["--resume", str(run)])) == 0
     pretrain(tmp_path / "one", settings)

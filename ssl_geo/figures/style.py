@@ -14,6 +14,8 @@ from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ssl_geo.errors import printable
+
 Drawing = ParamSpec("Drawing")
 
 # Okabe & Ito 2008, "Color Universal Design", without its yellow and black, which need a dark and a light ground.
@@ -72,8 +74,8 @@ def styled(draw: Callable[Drawing, Figure]) -> Callable[Drawing, Figure]:
 
 def plain(names: Iterable[str]) -> list[str]:
     """Names as a figure can show them: control characters escaped, but for line ends; cut where they are too long."""
-    printable = ("".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in name) for name in names)
-    return [name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…" for name in printable]
+    shown = ("\n".join(map(printable, name.split("\n"))) for name in names)
+    return [name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…" for name in shown]
 
 
 def new_figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, list[list[Axes]]]:

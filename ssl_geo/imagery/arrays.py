@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import weakref
 import zlib
 from collections.abc import Iterator
@@ -108,7 +109,9 @@ class OpenArray:
         except OSError as error:
             raise UnreadableError(f"cannot read {self._path}: {error}") from error
         if count < values.nbytes:
-            raise UnreadableError(f"{self._path} was cut off: python -m ssl_geo.pack --verify {self._path.parent}")
+            raise UnreadableError(
+                f"{self._path} was cut off: python -m ssl_geo.pack --verify {shlex.quote(str(self._path.parent))}"
+            )
         return values
 
 

@@ -94,10 +94,8 @@ def diagnose(
         **settings: Of `open_scene`.
 
     Raises:
-        UserError: If a path does not exist, or holds no raster; less than one worker.
+        UserError: If a path does not exist, or holds no raster; ids of classes that cannot be.
     """
-    if workers is not None and workers < 1:
-        raise UserError(f"--workers is {workers}; it must be at least 1")
     workers = workers or min(_MAX_WORKERS, os.cpu_count() or 1)
     if classes is not None:
         check_ids(classes, ignore or ())

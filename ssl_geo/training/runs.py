@@ -16,6 +16,7 @@ from __future__ import annotations
 import datetime
 import json
 import os
+import shlex
 import signal
 import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -50,7 +51,7 @@ def claim(folder: Path) -> None:
         UserError: The folder is in use, or its place cannot be written.
     """
     if is_run(folder):
-        raise UserError(f"--out {folder} is in use; go on with it by --resume {folder}, or name another folder")
+        raise UserError(f"--out {folder} is in use; go on with it by {resume_option(folder)}, or name another folder")
     # What a run leaves that was killed before its settings were written is no run.
     begun = {folder / name for name in ("checkpoints", "index.parquet", ".lock")} | {*partial_files(folder)}
     if folder.exists() and not (folder.is_dir() and {*folder.iterdir()} <= begun):
@@ -147,15 +148,20 @@ def _room_for(path: Path, fix: Callable[[], str]) -> Iterator[None]:
         raise UserError(f"{path} could not be written ({reason}); {fix()}") from error
 
 
+def resume_option(folder: Path) -> str:
+    """What resumes a run, as a shell takes it."""
+    return f"--resume {shlex.quote(str(folder))}"
+
+
 def _resuming(folder: Path) -> str:
     """What is left of a run that cannot write, and what to do."""
     if not folder.is_dir():
         return f"{folder} was moved or removed: give --resume the folder where it is now"
     if not (folder / "checkpoints").is_dir():
-        return f"{folder / 'checkpoints'} was moved or removed: put it back, then --resume {folder}"
+        return f"{folder / 'checkpoints'} was moved or removed: put it back, then {resume_option(folder)}"
     if kept := checkpoints(folder):
-        return f"the checkpoints up to {kept[-1].name} are intact: make room, then --resume {folder}"
-    return f"there is no checkpoint yet: make room, then --resume {folder} starts again at step 0"
+        return f"the checkpoints up to {kept[-1].name} are intact: make room, then {resume_option(folder)}"
+    return f"there is no checkpoint yet: make room, then {resume_option(folder)} starts again at step 0"
 
 
 def keep_skipped(folder: Path, step: int, rank: int, views: Sequence[Tensor], chips: list[dict[str, Any]]) -> Path:
