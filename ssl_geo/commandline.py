@@ -12,6 +12,7 @@ import difflib
 import functools
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import NoneType
@@ -21,9 +22,11 @@ import docstring_parser
 
 from ssl_geo import documents
 from ssl_geo.errors import UserError, printable
-from ssl_geo.schema import allowed, conform, hints
+from ssl_geo.schema import allowed, conform, hints, shown
 
 Config = TypeVar("Config")
+
+_LONGEST_NAME = 255  # bytes of a file's name on Linux's file systems; most texts name files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,7 +189,18 @@ def _of_recipe(content: Any, settings: Mapping[str, _Setting], recipe: str) -> d
 
 
 def _checked(value: Any, setting: _Setting, where: str) -> Any:
+    for text in value if isinstance(value, list) else [value]:
+        if isinstance(text, str) and not _may_be_a_path(text):
+            raise UserError(f"{where} is {shown(text)}; no file can have this name")
     return conform(value, setting.kind | None if setting.optional else setting.kind, where)
+
+
+def _may_be_a_path(text: str) -> bool:
+    """Whether the system takes the text for a path; most texts are one, and others are short."""
+    try:
+        return "\0" not in text and max(map(len, os.fsencode(text).split(b"/"))) <= _LONGEST_NAME
+    except UnicodeEncodeError:
+        return False
 
 
 def _of_text(text: Any, setting: _Setting, where: str) -> Any:

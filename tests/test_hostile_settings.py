@@ -120,6 +120,8 @@ def test_text_that_reads_like_code_stays_text(tripwire):
         (["--images", "a", ""], "--images is empty"),
         (["--labels="], "--labels is empty"),
         (["--config", "fifo"], "no regular file"),
+        (["--out", "x" * 10_000], "no file can have this name"),
+        (["--images", "a", "x\0y"], "no file can have this name"),
         (["--data.scale", "inf"], "--data.scale"),
         (["--lr", "nan"], "--lr"),
         (["--batch_size", str(2**70)], "--batch_size"),

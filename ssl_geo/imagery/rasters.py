@@ -105,7 +105,11 @@ def open_scene(
     if level is not None and level not in LEVELS:
         raise UserError(f"--data.level {level} is no product level; {nearest(level, LEVELS)}")
     check_settings(scale=scale, offset=offset)
-    if path.is_file():
+    try:
+        is_file = path.is_file()
+    except OSError as error:  # a name too long for any file, from an index
+        raise UnreadableError(f"cannot open {path}: {error.strerror}") from error
+    if is_file:
         header = _header(str(path))
         parts = [(name, number, header) for name, number in name_stack(header, band_names)]
     elif path.suffix.lower() in RASTER_SUFFIXES and BAND not in path.name and not path.is_dir():
