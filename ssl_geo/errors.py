@@ -41,7 +41,12 @@ def printable(text: str) -> str:
     Names of files, bands and classes come from anywhere: escape sequences, line breaks, control and direction
     characters, and bytes of no encoding are written as backslash escapes.
     """
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    return "".join(c if c.isprintable() else _escaped(c) for c in text)
+
+
+def _escaped(c: str) -> str:
+    """A byte of no encoding (PEP 383) as that byte, anything else as Python writes it."""
+    return f"\\x{ord(c) - 0xDC00:02x}" if "\udc80" <= c <= "\udcff" else ascii(c)[1:-1]
 
 
 def tell(line: str) -> None:

@@ -26,7 +26,7 @@ def test_what_is_told_leaves_the_terminal_as_it_is(text):
 
 
 def test_names_in_no_encoding_are_told():
-    assert printable("caf\udce9\x1b[31m\u202e.tif") == r"caf\udce9\x1b[31m\u202e.tif"
+    assert printable("caf\udce9\x1b[31m\u202e.tif") == r"caf\xe9\x1b[31m\u202e.tif"
 
 
 def test_a_defect_keeps_its_traceback():

@@ -137,7 +137,7 @@ def _opened(file: str) -> rasterio.DatasetReader:
     try:
         file.encode()
     except UnicodeEncodeError as error:
-        raise UnreadableError(f"{printable(file)} has a name that is not UTF-8; rename it") from error
+        raise UnreadableError(f"{as_utf8(file)} has a name that is not UTF-8; rename it") from error
     with ungeoreferenced_allowed(), rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR", **BLOCK_CACHE):
         dataset = rasterio.DatasetReader(file, driver=_FORMATS)  # rasterio.open takes but one
     try:
@@ -148,7 +148,7 @@ def _opened(file: str) -> rasterio.DatasetReader:
     return dataset
 
 
-def printable(path: str) -> str:
+def as_utf8(path: str) -> str:
     """A path as text, with bytes that are not UTF-8 escaped."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 

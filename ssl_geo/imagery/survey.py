@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from ssl_geo.errors import UserError
 from ssl_geo.imagery.archives import FoundScene
-from ssl_geo.imagery.gdal import printable
+from ssl_geo.imagery.gdal import as_utf8
 from ssl_geo.imagery.rasters import open_scene
 from ssl_geo.imagery.scenes import (
     NotImageryError,
@@ -109,7 +109,7 @@ def describe_scenes(
     largest = (0, 0)
     scenes = in_order(describe, found, workers)
     bar = tqdm(scenes, "describing scenes", len(found), unit=" scenes", delay=2, disable=not progress)
-    for path, scene in zip((printable(str(scene.path)) for scene in found), bar, strict=True):
+    for path, scene in zip((as_utf8(str(scene.path)) for scene in found), bar, strict=True):
         if isinstance(scene, UnreadableError):
             unreadable[path] = str(scene)
         elif isinstance(scene, NotImageryError):
