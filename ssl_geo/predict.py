@@ -9,6 +9,7 @@ if __name__ == "__main__":  # settings first: --help answers before torch is imp
     SETTINGS = predict_config()
 
 import dataclasses
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -209,11 +210,13 @@ def open_basis(
         about = {"layer": layer.name, "backbone": backbone, "checkpoint": described.checkpoint, MADE_FROM: key}
         save_basis(path, components, about)
     source = path if config.basis is None else Path(config.basis)
+    if not source.is_file():
+        raise UserError(f"--basis {source} does not exist; name a pca.safetensors that --embed pca left")
     components, about = load_basis(source)
     if config.basis is None and about.get(MADE_FROM) != key:
         raise UserError(
-            f"--out: {path} exists, fitted on other scenes or with other settings: --basis {path} takes it for these "
-            "scenes too, or name another place"
+            f"--out: {path} exists, fitted on other scenes or with other settings: --basis {shlex.quote(str(path))} "
+            "takes it for these scenes too, or name another place"
         )
     if about["layer"] != layer.name:
         raise UserError(

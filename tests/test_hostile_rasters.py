@@ -362,6 +362,7 @@ KINDS = {
     "e.SAFE.zip": (b"PK\3\4", "unzip e.SAFE.zip"),
     "f.json": (b'{"type": "Feature"}', "download its assets"),
     "g.img": (b"EHFA_HEADER_TAG", "gdal_translate g.img g.tif"),
+    "ein Würfel.nc": (b"CDF\1", "NETCDF:'ein Würfel.nc':VARIABLE 'ein Würfel.tif'"),
 }
 
 

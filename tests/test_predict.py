@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -619,6 +620,18 @@ def test_a_basis_is_taken_again_where_it_fits(head, scene, tmp_path):
         main(settings(head, tmp_path / "in", out, "--embed", "pca"))
     assert main(settings(head, tmp_path / "in", out, *given)) == 0
     assert (out / "c.tif").exists()
+
+
+def test_the_basis_that_is_suggested_is_quoted_and_a_missing_one_is_named_as_such(head, scene, tmp_path):
+    out = tmp_path / "läufe with spaces"
+    assert main(settings(head, scene, out, "--embed", "pca")) == 0
+    shutil.copy(scene, tmp_path / "b.tif")
+    with pytest.raises(UserError) as error:
+        main(settings(head, tmp_path / "b.tif", out, "--embed", "pca"))
+    words = shlex.split(str(error.value))
+    assert words[words.index("--basis") + 1] == str(out / "pca.safetensors")
+    with pytest.raises(UserError, match=r"--basis .*nowhere.* does not exist; name a pca\.safetensors"):
+        main(settings(head, scene, out, "--embed", "pca", "--basis", str(tmp_path / "nowhere")))
 
 
 @pytest.mark.parametrize(

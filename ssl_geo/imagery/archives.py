@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,10 +100,8 @@ def other_kind(path: Path) -> str | None:
     if suffix not in _OTHER_KINDS:
         return None
     what, mend = _OTHER_KINDS[suffix]
-    names = {
-        "IN": path.name,
-        "OUT": f"{path.stem.removesuffix('.')}.tif" if path.suffix != ".tif" else f"{path.stem}_2.tif",
-    }
+    out = f"{path.stem.removesuffix('.')}.tif" if path.suffix != ".tif" else f"{path.stem}_2.tif"
+    names = {"IN": shlex.quote(path.name), "OUT": shlex.quote(out)}
     return f"is {what}, and is not read; {re.sub('IN|OUT', lambda word: names[word[0]], mend)}"
 
 

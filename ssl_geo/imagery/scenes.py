@@ -193,8 +193,12 @@ def name_stack(header: Header, band_names: Sequence[str] | None) -> list[tuple[s
             own = list(user)
     elif user is None:
         raise UnnamedBandsError(
-            f"{path} has {_bands(count)} and names none: --data.band_names is required, {likely_order(count)} "
-            f"({NO_BAND} stands for a layer that is no band)"
+            f"{path} has {_bands(count)} and names none: --data.band_names is required, {likely_order(count)}"
+            + (
+                f" ({NO_BAND} stands for a layer that is no band)"
+                if count > 1
+                else "; or point --data at imagery alone"
+            )
         )
     elif len(user) != count:
         raise UserError(

@@ -260,6 +260,12 @@ def test_band_names_that_contradict_the_file_are_refused(tmp_path: Path, write_s
     assert open_scene(tmp_path / "x.tif", band_names=LIKELY_ORDERS[12]).bands == ("B02", "B03", "B04")
 
 
+def test_one_band_without_a_name_may_be_no_imagery(tmp_path: Path, write_stack: WriteStack) -> None:
+    write_stack(tmp_path / "x_mask.tif", [""])
+    with pytest.raises(UserError, match=r"names none.*; or point --data at imagery alone$"):
+        open_scene(tmp_path / "x_mask.tif")
+
+
 def test_descriptions_that_only_count_name_nothing(tmp_path: Path, write_stack: WriteStack) -> None:
     write_stack(tmp_path / "x.tif", [f"Band {i}" for i in range(1, 13)])
     with pytest.raises(UserError, match="names none"):
