@@ -220,9 +220,12 @@ def _fit(
     config: Any = getattr(model, "pretrained_cfg", {})
     heads = tuple(f"{layer}." for layer in _names(config.get("classifier")))
     given = {key: value for key, value in given.items() if not key.startswith(heads)}
+    for key, value in given.items():
+        if value.layout != torch.strided or value.untyped_storage().nbytes() < value.numel() * value.element_size():
+            raise UserError(f"{origin}: {key} claims {list(value.shape)}, more values than the file holds")
     own = model.state_dict()
     for key in (f"{layer}.weight" for layer in _names(config.get("first_conv"))):
-        if key not in given or key not in own:
+        if key not in given or key not in own or given[key].ndim != own[key].ndim:
             continue
         found, wanted = given[key].shape[1], own[key].shape[1]
         source = given_bands or (RGB if found == len(RGB) else None)
@@ -235,7 +238,11 @@ def _fit(
     if convert:
         with warnings.catch_warnings():  # about timm's way to index when it resizes Swin's position tables; tested
             warnings.filterwarnings("ignore", message="torch.searchsorted|Using a non-tuple sequence")
-            given = convert(given, model)
+            try:
+                given = convert(given, model)
+            except (RuntimeError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+                reason = " ".join(str(error).split())[:200]
+                raise UserError(f"{origin} is of another model, timm cannot convert it ({reason})") from error
     for key in [*own, *given]:
         theirs, ours = (list(state[key].shape) if key in state else "absent" for state in (given, own))
         if theirs != ours:

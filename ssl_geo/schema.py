@@ -111,7 +111,10 @@ def allowed(kind: Any) -> str:
 
 def shown(value: Any) -> str:
     """A value for a message, cut to one short line."""
-    text = repr(value[:_SHOWN] if isinstance(value, str | list | tuple) else value)
+    try:
+        text = repr(value[:_SHOWN] if isinstance(value, str | list | tuple) else value)
+    except ValueError:  # Python writes no more than 4300 digits; YAML and pickles hold longer numbers as base 16
+        return "a number of thousands of digits"
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
@@ -158,7 +161,8 @@ def _record(value: Mapping[Any, Any], kind: Any, where: str) -> Any:
     for key, item in value.items():
         if key not in known and not is_typeddict(kind):
             raise UserError(f"{where} has no {_key(key, where)}; {nearest(key, known)}")
-        content[_key(key, where)] = conform(item, known.get(key, Any), f"{where}.{key}")
+        name = _key(key, where)
+        content[name] = conform(item, known.get(key, Any), f"{where}.{name}")
     return content if is_typeddict(kind) else kind(**content)
 
 

@@ -214,8 +214,9 @@ def _refuse_other_moments(optimizer: Optimizer, given: dict[str, Any]) -> None:
     """
     own = optimizer.state_dict()["param_groups"]
     for group, told in zip(own, given["param_groups"], strict=True):
-        fixed = group.keys() & told.keys() - {"lr", "weight_decay"}  # `set_step_values` gives these before each step
-        if differ := sorted(name for name in fixed if told[name] != group[name]):
+        # `set_step_values` gives the other two before each step; what a version of torch did not know has its default.
+        fixed = (group.keys() & told.keys() | {"betas", "eps"}) - {"lr", "weight_decay"}
+        if differ := sorted(n for n in fixed if isinstance(told.get(n), Tensor) or told.get(n) != group[n]):
             raise UserError(f"the checkpoint's optimizer has another {differ[0]}; resume from the one before")
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for number, moments in given["state"].items():

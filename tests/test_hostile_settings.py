@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import os
 import sys
 from pathlib import Path
 
@@ -242,6 +243,13 @@ def test_tampered_metadata_of_an_index_are_one_line(index_file, tmp_path, change
     assert said in str(error.value)
 
 
+def test_an_index_that_is_a_pipe_is_refused(tmp_path):
+    """Reading it hung where no signal was heard."""
+    os.mkfifo(tmp_path / "index.parquet")
+    with pytest.raises(UserError, match="no regular file"):
+        ChipIndex.load(tmp_path / "index.parquet")
+
+
 def test_an_index_that_claims_more_chips_than_its_size_holds_is_refused(index_file, monkeypatch):
     monkeypatch.setattr(index_schema, "_ROWS_A_BYTE", 0)
     with pytest.raises(UserError, match="claims 4 chips, more than its size can hold"):
@@ -258,6 +266,8 @@ def test_an_index_that_claims_more_chips_than_its_size_holds_is_refused(index_fi
         (lambda o: o["state"].update({99: o["state"][0]}), "no parameter"),
         (lambda o: o["param_groups"][0].update(betas=(2.0, 3.0)), "another betas"),
         (lambda o: o["param_groups"][0].update(params=[0, 0]), "another params"),
+        (lambda o: o["param_groups"][0].pop("betas"), "another betas"),
+        (lambda o: o["param_groups"][0].update(eps=torch.ones(2)), "another eps"),
     ],
 )
 def test_moments_of_another_shape_are_refused(change, said):
@@ -271,3 +281,21 @@ def test_moments_of_another_shape_are_refused(change, said):
     change(given)
     with pytest.raises(UserError, match=said):
         _refuse_other_moments(optimizer, given)
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "tensor", "said"),
+    [
+        ("resnet10t", "conv1.0.weight", torch.zeros(()), "conv1.0.weight is"),
+        ("resnet10t", "conv1.0.weight", torch.zeros(1).expand(10**6, 3, 10**5, 10**3), "more values than"),
+        ("vit_tiny_patch16_224", "pos_embed", torch.zeros(()), "cannot convert"),
+        ("vit_tiny_patch16_224", "pos_embed", torch.zeros(1, 1, 192), "cannot convert"),
+        ("vit_tiny_patch16_224", "patch_embed.proj.weight", torch.zeros(192, 3), "cannot convert"),
+    ],
+)
+def test_tampered_weights_to_start_from_are_one_line(tmp_path, name, key, tensor, said):
+    """They once ended in a traceback of timm's conversion, or claimed 400 TB."""
+    tensors = create_backbone(name, 3, [(32, 32)]).state_dict()
+    torch.save({**tensors, key: tensor}, tmp_path / "w.pth")
+    with pytest.raises(UserError, match=said):
+        create_backbone(name, 4, [(32, 32)], weights=tmp_path / "w.pth", bands=["B02", "B03", "B04", "B08"])

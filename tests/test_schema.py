@@ -70,6 +70,13 @@ def test_what_does_not_fit_names_the_place_the_value_and_what_is_allowed(value, 
         conform(value, kind, "x")
 
 
+def test_a_number_that_python_writes_no_digits_of_is_refused():
+    """YAML reads 0xfff… of any length; its repr in the message once ended in a traceback."""
+    for value, kind in ((16**6000, int), (16**6000, Any), ({"count": 1, 16**6000: 1}, Loose)):
+        with pytest.raises(UserError, match="a number of thousands of digits"):
+            conform(value, kind, "x")
+
+
 plain = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
     lambda part: st.lists(part, max_size=3) | st.dictionaries(st.text(max_size=5), part, max_size=3),

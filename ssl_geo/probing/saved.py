@@ -126,7 +126,7 @@ class HeadDescription:
             ValueError: Something is missing, of another type, or does not fit the rest.
         """
         told = conform(content, _HeadJson, DESCRIPTION)
-        confusion = np.asarray(told["confusion"])
+        confusion = _counts(told["confusion"])
         classes = told["classes"]
         found = cls(
             name=told["name"],
@@ -271,6 +271,17 @@ def load_head(folder: Path) -> SavedHead:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{folder / HEAD} does not fit {DESCRIPTION} ({reason}): not of one probe") from error
     return SavedHead(description, backbone, extractor, head.eval())
+
+
+def _counts(blocks: Any) -> npt.NDArray[Any]:
+    """The array that nested lists of whole numbers make; one long text among many would take terabytes as an array."""
+    try:
+        kinds = {type(count) for block in blocks for row in block for count in row}
+    except TypeError:
+        kinds = {type(None)}
+    if kinds - {int}:
+        raise ValueError("confusion holds other than lists of lists of whole numbers")
+    return np.asarray(blocks)
 
 
 def _empty_head(description: HeadDescription) -> nn.Module:

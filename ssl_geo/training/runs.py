@@ -33,6 +33,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import Tensor
 
+from ssl_geo.documents import parse_json
 from ssl_geo.errors import UserError, tell
 from ssl_geo.files import partial_files, written_whole
 from ssl_geo.training.lock import Lock
@@ -238,7 +239,10 @@ class RunLog:
 
     def _open(self, path: Path, step: int) -> None:
         if path.exists():
-            kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
+            if not path.is_file():
+                raise UserError(f"{path} is no regular file; remove it, then {_resuming(self._folder)}")
+            lines = path.read_text(errors="replace").splitlines()
+            kept = [line for line in lines if _step_of(line) <= step]
             with written_whole(path) as partial:
                 partial.write_text("".join(f"{line}\n" for line in kept))
         self._file = path.open("a")
@@ -298,9 +302,9 @@ class _Curves:
 
 def _step_of(line: str) -> float:
     try:
-        return float(json.loads(line)["step"])
-    except (json.JSONDecodeError, KeyError):
-        return float("inf")  # a line torn by a kill
+        return float(parse_json(line)["step"])
+    except (ValueError, KeyError, TypeError, OverflowError):
+        return float("inf")  # a line torn by a kill, or none of ours
 
 
 class Stopped(BaseException):

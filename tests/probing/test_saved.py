@@ -99,6 +99,8 @@ def damaged(folder, change):
         (lambda c: c["classes"].pop(), "confusion"),
         (lambda c: c["classes"][0].update(colour=[1]), "not as ssl_geo.probe writes it"),
         (lambda c: c.update(confusion=[[["x"]]]), "confusion"),
+        (lambda c: c.update(confusion=["x" * 2_000_000] + [""] * 100_000), "confusion"),  # terabytes as an array
+        (lambda c: c.update(confusion=[1]), "confusion"),
         (lambda c: c.update(channels=[99]), "not of one probe"),
         (lambda c: c.update(kind="fpn"), "not of one probe"),
         (lambda c: c.update(layers=["stages.9"]), "stages.9"),

@@ -278,6 +278,22 @@ def test_the_log_forgets_what_came_after_the_resumed_step(run):
     assert lines == [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 0.5}, {"step": 3, "loss": 7.0}]
 
 
+@pytest.mark.parametrize(
+    "odd", [b"5", b"[]", b'{"step": null}', b'{"step": "x"}', b"[" * 100_000, b"\xff", b'{"step": 1%s}' % (b"0" * 400)]
+)
+def test_lines_of_a_log_that_are_none_of_ours_are_dropped(run, odd):
+    """They once ended a resumed run in a traceback."""
+    (run / "log.jsonl").write_bytes(b'{"step": 1}\n' + odd + b"\n")
+    runs.RunLog(run, step=2).close()
+    assert (run / "log.jsonl").read_text() == '{"step": 1}\n'
+
+
+def test_a_log_that_is_a_pipe_is_refused(run):
+    os.mkfifo(run / "log.jsonl")
+    with pytest.raises(UserError, match="no regular file"):
+        runs.RunLog(run)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
 def test_a_signal_is_noted_and_handlers_are_put_back(number):
     before = signal.getsignal(number)
