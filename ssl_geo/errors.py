@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import signal
 import sys
 from collections.abc import Iterable, Iterator
@@ -68,6 +69,12 @@ def one_line_errors(program: str) -> Iterator[None]:
             yield
         except UserError as error:
             print(f"{program}: error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
+            raise SystemExit(2) from None
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            name = printable(str(error.filename)[:80])
+            print(f"{program}: error: {name}… is too long for the name of a file", file=sys.stderr)
             raise SystemExit(2) from None
         except KeyboardInterrupt:
             print(f"{program}: stopped", file=sys.stderr)

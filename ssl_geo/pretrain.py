@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ssl_geo.config import PROGRAM, PretrainConfig, pretrain_config, to_dict, to_yaml
-from ssl_geo.errors import UserError, one_line_errors, tell
+from ssl_geo.errors import UserError, one_line_errors, printable, tell
 
 if __name__ == "__main__":  # settings first: --help answers before torch is imported
     SETTINGS = pretrain_config()
@@ -178,7 +178,13 @@ def prepare(config: PretrainConfig, lock: Lock) -> Run:
     )
     dataset: Batches[Any] = (ChipBatches if batched else ViewBatches)(chips, crops, config.seed, season)
     views_of: Callable[[Any], list[Tensor]] = BatchedMultiCrop(crops, ranks.device) if batched else list
-    batches = feed(dataset, order, workers=workers, pinned=ranks.device.type == "cuda", say=tqdm.write)
+    batches = feed(
+        dataset,
+        order,
+        workers=workers,
+        pinned=ranks.device.type == "cuda",
+        say=lambda line: tqdm.write(printable(line)),
+    )
     if ranks.device.type == "cpu":
         keep_freed_memory()
     dtype = str(state.dtype).removeprefix("torch.")

@@ -71,6 +71,9 @@ def conform(value: Any, kind: Any, where: str) -> Any:
     elif kind is int:
         if isinstance(value, int) and not isinstance(value, bool) and abs(value) <= _MAX_INT:
             return value
+    elif kind is str:
+        if isinstance(value, str) and "\0" not in value:  # which no path can hold
+            return value
     elif origin in (list, tuple):
         if isinstance(value, list | tuple) and (found := _sequence(value, origin, arguments, where)) is not None:
             return found

@@ -4,7 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ssl_geo.config import pretrain_config
 from ssl_geo.errors import UserError, one_line_errors, printable
+from ssl_geo.imagery.products import read_metadata
+from ssl_geo.training.progress import Progress
 
 
 @pytest.mark.parametrize(
@@ -32,3 +35,24 @@ def test_names_in_no_encoding_are_told():
 def test_a_defect_keeps_its_traceback():
     with pytest.raises(ZeroDivisionError), one_line_errors("x"):
         raise ZeroDivisionError
+
+
+def test_a_name_too_long_for_any_file_is_one_line(capsys):
+    """``--resume`` with one once ended in a traceback."""
+    with pytest.raises(SystemExit) as end:
+        pretrain_config(["--resume", "a" * 5000])
+    assert end.value.code == 2
+    assert "too long" in capsys.readouterr().err
+
+
+def test_lines_beside_the_progress_bar_are_printable(tmp_path, capsys):
+    (tmp_path / "tensorboard").mkdir()
+    with Progress(tmp_path, start=0, steps=1, batch_size=1, main=True) as progress:
+        progress.say("a\x1b[31mb")
+    assert "a\\x1b[31mb" in capsys.readouterr().out
+
+
+def test_product_metadata_in_an_unknown_encoding_are_one_line(tmp_path):
+    (tmp_path / "MTD_MSIL1C.xml").write_text('<?xml version="1.0" encoding="foo"?><a/>')
+    with pytest.raises(UserError, match="unknown encoding"):
+        read_metadata(tmp_path / "MTD_MSIL1C.xml")

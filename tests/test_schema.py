@@ -52,6 +52,7 @@ def test_what_fits_is_given_back_as_the_annotation_says(value, kind, found):
     [
         ("3", int, "x is '3'; it must be a whole number"),
         (True, int, "a whole number"),
+        ("a\0b", str, "text"),
         (1, bool, "true or false"),
         (2**70, int, "a whole number"),
         (10**400, float, "a finite number"),

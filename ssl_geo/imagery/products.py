@@ -132,7 +132,7 @@ def read_metadata(file: Path, *, needs_offset: bool = True) -> ProductMetadata:
                 offsets.add(float(text))
             elif tag in ("BOA_QUANTIFICATION_VALUE", "QUANTIFICATION_VALUE") and text:
                 quantification = float(text)
-    except (ElementTree.ParseError, ValueError, OSError) as error:
+    except (ElementTree.ParseError, LookupError, ValueError, OSError) as error:
         if not needs_offset:
             return ProductMetadata(level, None, None)
         raise UserError(f"cannot read the product metadata {file}: {error}; mend it or set --data.offset") from error

@@ -11,7 +11,7 @@ from typing import TypeVar
 from torch import Tensor
 from tqdm import tqdm
 
-from ssl_geo.errors import UserError
+from ssl_geo.errors import UserError, printable
 from ssl_geo.training.health import collapse_warning
 from ssl_geo.training.runs import RunLog
 
@@ -54,7 +54,7 @@ class Progress:
     def say(self, line: str) -> None:
         """Print a line above the bar."""
         if not self._bar.disable:
-            tqdm.write(line)
+            tqdm.write(printable(line))
 
     def record(self, step: int, loss: Tensor, measures: Mapping[str, float | Tensor]) -> None:
         """Write a log line; reading tensors here is the loop's only wait for the device.
