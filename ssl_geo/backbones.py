@@ -10,6 +10,7 @@ import difflib
 import inspect
 import json
 import math
+import os
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -141,7 +142,16 @@ def _patch(model: nn.Module) -> Size:
 
 def _build(name: str, channels: int, view_sizes: Sequence[Size], arguments: Mapping[str, Any]) -> nn.Module:
     with torch.device("meta"):  # no memory, no time: only to see what the class takes
-        known = inspect.signature(type(_create("--backbone.name", name, arguments)).__init__).parameters
+        sketch = _create("--backbone.name", name, arguments)
+    known = inspect.signature(type(sketch).__init__).parameters
+    size, memory = (
+        sum(4 * p.numel() for p in sketch.parameters()),
+        os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+    )
+    if size > memory:
+        raise UserError(
+            f"--backbone.arguments make {name} {size >> 30} GB large, more than the memory of {memory >> 30}"
+        )
     model_args: dict[str, Any] = {"num_classes": 0, "in_chans": channels}
     if "img_size" in known and view_sizes:
         height, width = max(view_sizes, key=math.prod)

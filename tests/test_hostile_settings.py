@@ -299,3 +299,9 @@ def test_tampered_weights_to_start_from_are_one_line(tmp_path, name, key, tensor
     torch.save({**tensors, key: tensor}, tmp_path / "w.pth")
     with pytest.raises(UserError, match=said):
         create_backbone(name, 4, [(32, 32)], weights=tmp_path / "w.pth", bands=["B02", "B03", "B04", "B08"])
+
+
+def test_a_network_larger_than_the_memory_is_refused_before_it_is_made():
+    """Each argument lies within its bound, all of them together ask for terabytes."""
+    with pytest.raises(UserError, match="GB large"):
+        create_backbone("vit_tiny_patch16_224", 4, [(32, 32)], embed_dim=16384, depth=256, num_heads=16)
