@@ -361,12 +361,14 @@ def load_backbone(path: str | Path, bands: Sequence[str] = RGB) -> nn.Module:
         )
     description, tensors = _read_exported(Path(path))
     recipe = {key: description[key] for key in ("architecture", "model_args")}
+    with torch.device("meta"):  # no memory: the description may be of any size
+        wanted = _create(f"{path}:", **recipe).state_dict()
+    for key in [*wanted, *tensors]:
+        theirs, ours = (list(state[key].shape) if key in state else "absent" for state in (tensors, wanted))
+        if theirs != ours:
+            raise UserError(f"{path}: weights and description do not fit each other: {key} is {theirs}, not {ours}")
     model: Any = _create(f"{path}:", **recipe)
-    try:
-        model.load_state_dict(tensors)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path}: weights and description do not fit each other ({reason})") from error
+    model.load_state_dict(tensors)
     model.timm, model.description = recipe, description
     backbone: nn.Module = model.eval()
     return backbone

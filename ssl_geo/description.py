@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, TypedDict
 
 from ssl_geo.errors import UserError
@@ -76,6 +76,15 @@ def check_model_args(arguments: Mapping[str, Any], where: str) -> None:
         if name.startswith(_ELSEWHERE):
             raise UserError(f"{where}: {name} is not to be set; --backbone.weights names weights to start from")
         most = _DEEPEST if name in _DEPTHS else _LARGEST
-        for number in value if isinstance(value, list) else [value]:
-            if isinstance(number, int | float) and not abs(number) <= most:
+        for number in _numbers(value):
+            if not abs(number) <= most:
                 raise UserError(f"{where}: {name} is {number}; it must be at most {most}")
+
+
+def _numbers(value: Any) -> Iterator[float]:
+    """The numbers in a plain value, however nested."""
+    if isinstance(value, int | float):
+        yield value
+    elif isinstance(value, list | dict):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _numbers(part)

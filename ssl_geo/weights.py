@@ -96,6 +96,8 @@ def check_whole(path: Path) -> None:
         zipfile.BadZipFile: The file is torn or damaged.
     """
     with zipfile.ZipFile(path) as archive:
+        if any(record.compress_type != zipfile.ZIP_STORED for record in archive.infolist()):
+            raise zipfile.BadZipFile("its records are compressed, as torch never writes them")
         if (damaged := archive.testzip()) is not None:
             raise zipfile.BadZipFile(f"{damaged} does not have its checksum")
 

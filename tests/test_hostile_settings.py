@@ -5,6 +5,7 @@ import json
 import math
 import os
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from ssl_geo.imagery.geotiff import write_geotiff
 from ssl_geo.imagery.index_schema import METADATA_KEY
 from ssl_geo.state import _refuse_other_moments
 from ssl_geo.training.optimizers import adamw
+from ssl_geo.weights import read_torch
 
 COMMANDS = {
     "pretrain": settings_of.pretrain_config,
@@ -155,6 +157,8 @@ def exported(tmp_path_factory):
         ({"model_args": {"num_classes": 0, "in_chans": 2**70}}, "whole numbers"),
         ({"model_args": {"num_classes": 0, "in_chans": 10**9}}, "at most"),
         ({"model_args": {"layers": [10**6] * 4}}, "at most"),
+        ({"model_args": {"x": {"y": [[10**6]]}}}, "at most"),
+        ({"model_args": {"num_classes": 0, "in_chans": 3, "channels": [16_384] * 4}}, "do not fit each other"),
         ({"model_args": {"act_layer": {"class_path": "os.system"}}}, "names code"),
         ({"model_args": {"checkpoint_path": "/etc/passwd"}}, "not to be set"),
         ({"mean": [0.1]}, "1 values for 3 bands"),
@@ -305,3 +309,13 @@ def test_a_network_larger_than_the_memory_is_refused_before_it_is_made():
     """Each argument lies within its bound, all of them together ask for terabytes."""
     with pytest.raises(UserError, match="GB large"):
         create_backbone("vit_tiny_patch16_224", 4, [(32, 32)], embed_dim=16384, depth=256, num_heads=16)
+
+
+def test_a_checkpoint_of_compressed_records_is_refused(tmp_path):
+    """Gigabytes of zeros take a few kilobytes; torch stores its records as they are."""
+    torch.save({"step": 1}, tmp_path / "whole.pt")
+    with zipfile.ZipFile(tmp_path / "whole.pt") as whole, zipfile.ZipFile(tmp_path / "bomb.pt", "w") as bomb:
+        for record in whole.infolist():
+            bomb.writestr(record.filename, whole.read(record), zipfile.ZIP_DEFLATED)
+    with pytest.raises(UserError, match="compressed"):
+        read_torch(tmp_path / "bomb.pt")
