@@ -16,6 +16,7 @@ from ssl_geo.errors import UserError
 from ssl_geo.imagery.archives import other_kind
 from ssl_geo.imagery.chips import ChipIndex, build_index, cached_index
 from ssl_geo.imagery.coordinates import same_crs, to_lonlat
+from ssl_geo.imagery.gdal import _tiff_mask_block
 from ssl_geo.imagery.geotiff import write_geotiff
 from ssl_geo.imagery.packing import pack
 from ssl_geo.imagery.rasters import open_scene, read_header, read_labels, read_legend, read_window
@@ -181,6 +182,37 @@ def test_a_mask_of_one_block_of_gigabytes_is_refused(tmp_path):
     tiles = {"tiled": True, "blockxsize": 32768, "blockysize": 32768, "compress": "DEFLATE"}
     sparse(tmp_path / "m.tif", 32768, dtype="uint8", **tiles).rename(tmp_path / "a.tif.msk")
     with pytest.raises(UnreadableError, match=r"a\.tif\.msk stores 32768×32768"):
+        open_scene(path)
+
+
+@pytest.mark.parametrize("big", ["NO", "YES"])
+@pytest.mark.parametrize("order", ["LITTLE", "BIG"])
+def test_a_mask_inside_a_file_of_one_block_of_gigabytes_is_refused(tmp_path, big, order):
+    path = tmp_path / "a.tif"
+    profile = {"driver": "GTiff", "width": 300, "height": 200, "count": 3, "dtype": "uint16", "crs": "EPSG:32632"}
+    profile |= {"tiled": True, "blockxsize": 128, "blockysize": 64, "BIGTIFF": big, "ENDIANNESS": order}
+    with (
+        rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True),
+        rasterio.open(path, "w", transform=UTM, **profile) as dataset,
+    ):
+        dataset.descriptions = ("B02", "B03", "B04")
+        dataset.write(np.ones((3, 200, 300), np.uint16))
+        dataset.write_mask(np.eye(200, 300, dtype=bool))
+    assert _tiff_mask_block(str(path)) == (64, 128)
+    assert np.array_equal(pixels(path)[1], np.eye(64, dtype=bool))
+    content, mark = path.read_bytes(), "<" if order == "LITTLE" else ">"
+    entries = [struct.pack(mark + "HH", tag, kind) for tag in (322, 323) for kind in (3, 4)]  # TileWidth, TileLength
+    for entry in entries:
+        at = content.rfind(entry)  # the mask's directory is the last
+        if at >= 0:
+            value = at + (12 if big == "YES" else 8)
+            content = (
+                content[:at]
+                + struct.pack(mark + "HH", struct.unpack(mark + "H", entry[:2])[0], 4)
+                + (content[at + 4 : value] + struct.pack(mark + "I", 65536) + content[value + 4 :])
+            )
+    path.write_bytes(content)
+    with pytest.raises(UnreadableError, match="65536×65536 pixels in one block, 4096 MB"):
         open_scene(path)
 
 

@@ -5,6 +5,7 @@ Its dataset handles must cross neither a fork nor a thread: each thread of each 
 
 from __future__ import annotations
 
+import math
 import os
 import stat
 import struct
@@ -47,6 +48,7 @@ _STAGE = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 _MASK = ".msk"
 _METADATA = ".aux.xml"  # CRS, nodata
 _WORLD_FILES = (".tfw", ".tifw", ".tiffw", ".j2w", ".jp2w", ".wld")  # where it lies
+_TIFF_INTEGERS = {3: "H", 4: "I", 16: "Q"}  # SHORT, LONG, LONG8
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two: BigTIFF
 
 
@@ -167,6 +169,10 @@ def _refuse_bomb(dataset: rasterio.DatasetReader, file: str, size: int) -> None:
     if dataset.driver == "GTiff":
         rows, cols = dataset.block_shapes[0]
         together = count if dataset.interleaving == Interleaving.pixel else 1
+        if any(MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags for flags in dataset.mask_flag_enums):
+            mask_rows, mask_cols = _tiff_mask_block(file)
+            if mask_rows * mask_cols > rows * cols * together * itemsize:
+                rows, cols, together, itemsize = mask_rows, mask_cols, 1, 1
     elif dataset.driver == "JP2OpenJPEG":
         rows, cols, together = _jpeg2000_tile(file)
     else:  # PNG and JPEG may be stored so that they are decoded whole
@@ -176,6 +182,45 @@ def _refuse_bomb(dataset: rasterio.DatasetReader, file: str, size: int) -> None:
             f"{file} stores {rows}×{cols} pixels in one block, {block >> 20} MB when decoded, more than "
             f"{MAX_BLOCK_BYTES >> 20} MB; store it in tiles (gdal_translate -co TILED=YES -co COMPRESS=DEFLATE)"
         )
+
+
+@contextmanager
+def _whole(file: str) -> Iterator[None]:
+    """Where a directory ends before it should, the file is cut off."""
+    try:
+        yield
+    except struct.error as error:
+        raise UnreadableError(f"{file} is cut off or damaged ({error}); fetch the file again") from error
+
+
+def _tiff_mask_block(file: str) -> tuple[int, int]:
+    """Rows and columns of the largest block of the masks inside a TIFF (TIFF 6.0, sections 2, 8 and 15; BigTIFF).
+
+    GDAL tells the blocks of bands alone.
+    """
+    largest = (0, 0)
+    with Path(file).open("rb") as stream, _whole(file):
+        head = stream.read(16)
+        order, is_big = "<" if head[:2] == b"II" else ">", b"+" in head[2:4]
+        where, entry, count, size = ("Q", "HHQ8s", "Q", 20) if is_big else ("I", "HHI4s", "H", 12)
+        (at,) = struct.unpack_from(order + where, head, 8 if is_big else 4)
+        for _ in range(1000):  # directories; overviews and masks are a few dozen
+            stream.seek(at)
+            tags = {}
+            (entries,) = struct.unpack(order + count, stream.read(struct.calcsize(order + count)))
+            for fields in struct.iter_unpack(order + entry, stream.read(min(entries, 4096) * size)):
+                tag, kind, _, value = fields
+                if kind in _TIFF_INTEGERS:
+                    (tags[tag],) = struct.unpack_from(order + _TIFF_INTEGERS[kind], value)
+            if tags.get(254, 0) & 4:  # NewSubfileType: a transparency mask
+                height, width = tags.get(257, 0), tags.get(256, 0)
+                block = (tags.get(323) or min(tags.get(278, height), height), tags.get(322) or width)
+                largest = max(largest, block, key=math.prod)
+            following = stream.read(struct.calcsize(order + where))
+            (at,) = struct.unpack(order + where, following)
+            if at == 0:
+                break
+    return largest
 
 
 def _jpeg2000_tile(file: str) -> tuple[int, int, int]:
