@@ -27,6 +27,8 @@ from ssl_geo.views.multicrop import MultiCrop
 
 class _Group(TypedDict):
     params: list[int]
+    lr: float
+    weight_decay: float
 
 
 class _Optimizer(TypedDict):
