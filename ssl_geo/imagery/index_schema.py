@@ -54,7 +54,8 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
         OSError: It cannot be read; pyarrow.ArrowException and ValueError likewise.
     """
     if not Path(path).is_file():  # a pipe would be waited for, where no signal is heard
-        raise UserError(f"{path} {'is no regular file' if Path(path).exists() else 'does not exist'}")
+        why = "is no regular file" if Path(path).exists() else "does not exist"
+        raise UserError(f"{path} cannot be read as a chip index (it {why})")
     with pq.ParquetFile(path) as file:
         rows, told = file.metadata.num_rows, (file.schema_arrow.metadata or {}).get(METADATA_KEY)
     if told is None:
