@@ -64,7 +64,7 @@ def main(config: PretrainConfig) -> int:
             except runs.Stopped:
                 folder = Path(config.resume or config.out or "")
                 again = (
-                    f"resume it with {runs.resume_option(folder)}"
+                    f"resume with {runs.resume_option(folder)}"
                     if runs.is_run(folder)
                     else "run the same command again"
                 )

@@ -42,7 +42,15 @@ def test_a_name_too_long_for_any_file_is_one_line(capsys):
     with pytest.raises(SystemExit) as end:
         pretrain_config(["--resume", "a" * 5000])
     assert end.value.code == 2
-    assert "too long" in capsys.readouterr().err
+    assert "no file can have this name" in capsys.readouterr().err
+
+
+def test_a_name_that_grows_too_long_on_the_way_is_one_line(tmp_path, capsys):
+    """A file is written under a longer name than its own."""
+    with pytest.raises(SystemExit) as end, one_line_errors("x"):
+        (tmp_path / ("a" * 300)).touch()
+    assert end.value.code == 2
+    assert "too long for the name of a file" in capsys.readouterr().err
 
 
 def test_lines_beside_the_progress_bar_are_printable(tmp_path, capsys):
