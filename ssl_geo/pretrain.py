@@ -64,9 +64,7 @@ def main(config: PretrainConfig) -> int:
             except runs.Stopped:
                 folder = Path(config.resume or config.out or "")
                 again = (
-                    f"resume with {runs.resume_option(folder)}"
-                    if runs.is_run(folder)
-                    else "run the same command again"
+                    f"resume with {runs.resume_option(folder)}" if runs.is_run(folder) else "run the same command again"
                 )
                 tell(f"{interruption.name}: stopped before the first step; {again}")
                 return runs.INTERRUPTED
