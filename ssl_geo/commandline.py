@@ -81,7 +81,7 @@ def parse(
     try:
         for recipe in recipes:
             values |= _of_recipe(documents.read_yaml(Path(recipe)), settings, recipe)
-        values |= {name: _of_text(text, settings[name], f"--{name}") for name, text in options.items()}
+        values |= {name: _of_text(_unmarked(text), settings[name], f"--{name}") for name, text in options.items()}
         for name, key, text in _mapping_entries(rest, settings):
             entries = {**values.get(name, {}), key: documents.parse_yaml(text, f"--{name}.{key}")}
             values[name] = conform(entries, settings[name].kind, f"--{name}")
@@ -271,6 +271,13 @@ def _with_negative_numbers(argv: list[str]) -> list[str]:
             is_number = False
         marked.append(f" {argument}" if is_number else argument)
     return marked
+
+
+def _unmarked(text: Any) -> Any:
+    """What `_with_negative_numbers` marked, as it was given."""
+    if isinstance(text, list):
+        return [_unmarked(part) for part in text]
+    return text[1:] if text.startswith(" -") else text
 
 
 def _build(kind: Any, values: Mapping[str, Any], prefix: str = "") -> Any:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ssl_geo.config import pack_config, pretrain_config, to_dict, to_yaml
+from ssl_geo.config import pack_config, pretrain_config, probe_config, to_dict, to_yaml
 from ssl_geo.presets import resolve
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -27,6 +27,12 @@ def test_one_folder_and_several_are_written_alike():
     assert pretrain_config(["--data.band_names", "B02", "B03"]).data.band_names == ["B02", "B03"]
     assert pretrain_config(["--data.band_names", "[B02, B03]"]).data.band_names == ["B02", "B03"]
     assert pretrain_config(["--views.local_scale", "0.1", "0.3"]).views.local_scale == (0.1, 0.3)
+
+
+def test_negative_numbers_are_values_and_no_options():
+    assert probe_config(["--ckpt", "R", "--layers", "-1", "layer2"]).layers == ["-1", "layer2"]
+    assert probe_config(["--ckpt", "R", "--ignore", "-1", "0"]).ignore == [-1, 0]
+    assert pretrain_config(["--data.nodata", "-3.4e38"]).data.nodata == -3.4e38
 
 
 @pytest.mark.parametrize("read", [pretrain_config, pack_config])
